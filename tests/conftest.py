@@ -1,0 +1,17 @@
+"""What every test may rely on: skips say why, and a lab is made once for all who only look at it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what needs privileges that this run does not have."""
+    if os.geteuid() == 0:
+        return
+    reason = "needs root: makes network namespaces"
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("netns", "lab", "interop", "kernel")):
+            item.add_marker(pytest.mark.skip(reason=reason))
