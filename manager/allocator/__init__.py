@@ -1,0 +1,35 @@
+"""Who gets which VNI, subnet, gateway and address: pure functions over one store transaction.
+
+What is taken is derived from the store's objects, so there is nothing to release: deleting or
+changing the object does it. A caller writes what it was given within the same transaction::
+
+    def create(tx: Transaction) -> str:
+        network = allocate_network(tx, Network(id=new_id(), spec=spec))
+        return tx.create(network).id
+
+
+    def attach(tx: Transaction) -> str:
+        network = tx.networks.resolve("web")
+        addresses = allocate_attachment(tx, network, requested=("10.0.1.7",))
+        task = tx.create(Task(id=new_id(), node_id=node_id, networks=(...,)))
+        sync_node(tx, node_id)  # the node's load balancer address comes after the task's
+        return task.id
+
+Whatever cannot be met is a typed error whose text says what stands in the way. See
+``docs/allocation.md``.
+"""
+
+from manager.allocator.addresses import allocate_attachment, sync_node
+from manager.allocator.networks import address_pools, allocate_network, remove_network
+from manager.allocator.validate import driver_of, is_local, validate_network_spec
+
+__all__ = [
+    "address_pools",
+    "allocate_attachment",
+    "allocate_network",
+    "driver_of",
+    "is_local",
+    "remove_network",
+    "sync_node",
+    "validate_network_spec",
+]

@@ -1,0 +1,88 @@
+"""Index structures: ids in order, and many-to-many lookups. Both change one entry at a time."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Iterator
+
+CHUNK = 512
+"""Ids in one chunk before it splits; insertion moves at most this many references."""
+
+
+class SortedIds:
+    """Ids in order: O(sqrt n) insertion, prefix search in O(log n + result)."""
+
+    __slots__ = ("_chunks", "_heads")
+
+    def __init__(self) -> None:
+        self._chunks: list[list[str]] = []
+        self._heads: list[str] = []  # first id of each chunk
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self._chunks:
+            yield from chunk
+
+    def add(self, key: str) -> None:
+        """Insert an id that is not in the set."""
+        if not self._chunks:
+            self._chunks.append([key])
+            self._heads.append(key)
+            return
+        where = max(bisect_right(self._heads, key) - 1, 0)
+        chunk = self._chunks[where]
+        insort(chunk, key)
+        if len(chunk) > CHUNK:
+            middle = len(chunk) // 2
+            self._chunks.insert(where + 1, chunk[middle:])
+            self._heads.insert(where + 1, chunk[middle])
+            del chunk[middle:]
+        self._heads[where] = chunk[0]
+
+    def remove(self, key: str) -> None:
+        """Take out an id that is in the set."""
+        where = bisect_right(self._heads, key) - 1
+        chunk = self._chunks[where]
+        del chunk[bisect_left(chunk, key)]
+        if chunk:
+            self._heads[where] = chunk[0]
+        else:
+            del self._chunks[where], self._heads[where]
+
+    def starting(self, prefix: str) -> Iterator[str]:
+        """Yield the ids that start with ``prefix``, in order."""
+        where = max(bisect_right(self._heads, prefix) - 1, 0)
+        for chunk in self._chunks[where:]:
+            for key in chunk[bisect_left(chunk, prefix) :]:
+                if not key.startswith(prefix):
+                    return
+                yield key
+
+
+class Lookup:
+    """Keys to the ids of the objects that carry them."""
+
+    __slots__ = ("_ids",)
+
+    def __init__(self) -> None:
+        self._ids: dict[str, set[str]] = {}
+
+    def ids(self, key: str) -> list[str]:
+        """Return the ids under ``key``, in order."""
+        return sorted(self._ids.get(key, ()))
+
+    def count(self, key: str) -> int:
+        """Return how many objects carry ``key``."""
+        return len(self._ids.get(key, ()))
+
+    def swap(self, owner: str, old: Iterable[str], new: Iterable[str]) -> None:
+        """Replace the keys of one object."""
+        before, after = frozenset(old), frozenset(new)
+        if before == after:
+            return
+        for key in before - after:
+            ids = self._ids[key]
+            ids.remove(owner)
+            if not ids:
+                del self._ids[key]
+        for key in after - before:
+            self._ids.setdefault(key, set()).add(owner)
