@@ -41,6 +41,18 @@ _BY_STATUS: Final = {
 }
 
 
+EXIT_CODE_KEY: Final = "exit-code"
+"""Trailing metadata that tells which exit status a command that cannot be started means."""
+
+
+class CommandNotStartedError(errors.SwarmError):
+    """A container's command cannot be executed; ``exit_code`` is 126 or 127, as a shell's."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
 class DaemonUnreachableError(errors.UnavailableError):
     """Nothing answers on the daemon's socket."""
 
@@ -98,6 +110,10 @@ def translated(path: Path) -> Iterator[None]:
         code, details = error.code(), error.details() or ""
         if code is grpc.StatusCode.UNAVAILABLE and _is_transport(details):
             raise DaemonUnreachableError(_unreachable(path)) from error
+        told = {entry.key: entry.value for entry in error.trailing_metadata() or ()}
+        status = told.get(EXIT_CODE_KEY)
+        if status is not None:
+            raise CommandNotStartedError(details, int(status)) from error
         kind = _BY_STATUS.get(code.name, errors.SwarmError)
         raise kind(details or code.name.lower().replace("_", " ")) from error
 

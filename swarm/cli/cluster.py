@@ -54,9 +54,8 @@ def the_cluster(client: Client) -> Cluster:
 )
 @click.option(
     "--default-addr-pool-mask-length",
-    default=24,
-    show_default=True,
-    help="Prefix length of the subnets cut from the pools.",
+    type=click.IntRange(1, 29),
+    help="Prefix length of the subnets cut from the pools (default 24).",
 )
 @click.option("--dispatcher-heartbeat", type=Duration(), default="5s", show_default=True)
 @click.option(
@@ -77,7 +76,7 @@ def init(host: str | None, /, **flags: Any) -> None:
         data_path_addr=flags["data_path_addr"],
         data_path_port=_port(flags["data_path_port"]),
         default_addr_pools=flags["default_addr_pool"],
-        default_addr_pool_mask_length=flags["default_addr_pool_mask_length"],
+        default_addr_pool_mask_length=flags["default_addr_pool_mask_length"] or 0,
         availability=availability(flags["wanted"]),
         cert_expiry_ns=flags["cert_expiry"],
         dispatcher_heartbeat_ns=flags["dispatcher_heartbeat"],

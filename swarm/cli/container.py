@@ -13,7 +13,7 @@ from swarm.api.overswarm.v1 import local_pb2
 from swarm.cli.output import FORMAT_HELP, print_list, rfc3339, since
 from swarm.cli.parse import filters, pairs
 from swarm.cli.stream import converse, window
-from swarm.client import Client, connect
+from swarm.client import Client, CommandNotStartedError, connect
 from swarm.errors import SwarmError
 
 _CALL_SECONDS = 30
@@ -103,6 +103,8 @@ def run(host: str | None, /, argv: tuple[str, ...], **flags: Any) -> int:
             return converse(
                 client.local.AttachContainer, opening, started=lambda: _start(client, created.id)
             )
+    except CommandNotStartedError:
+        raise
     except SwarmError as error:
         raise _DaemonFailureError(str(error)) from error
 
@@ -159,6 +161,8 @@ def execute(
     try:
         with connect(host) as client:
             return converse(client.local.ExecContainer, opening)
+    except CommandNotStartedError:
+        raise
     except SwarmError as error:
         raise _DaemonFailureError(str(error)) from error
 

@@ -237,14 +237,20 @@ def _matches(network: Network, chosen: dict[str, list[str]]) -> bool:
 def inspect(host: str | None, names: tuple[str, ...], form: str, verbose: bool) -> None:
     """Show networks in full: addresses, options, the containers of this host."""
     with connect(host) as client:
-        shown = []
-        for name in names:
-            found = resolve_network(client, name)
-            endpoints = client.local.ListEndpoints(
-                local_pb2.ListEndpointsRequest(network=found.id), timeout=_CALL_SECONDS
-            )
-            shown.append(as_docker(found, endpoints, verbose=verbose))
+        found = [resolve_network(client, name) for name in names]
+        known = client.local.ListEndpoints(local_pb2.ListEndpointsRequest(), timeout=_CALL_SECONDS)
+    shown = [as_docker(each, endpoints_of(known, each.id), verbose=verbose) for each in found]
     print_objects(shown, form=form)
+
+
+def endpoints_of(
+    known: local_pb2.ListEndpointsResponse, network: str
+) -> local_pb2.ListEndpointsResponse:
+    """Return the endpoints on one network; none when this node has no part in it."""
+    return local_pb2.ListEndpointsResponse(
+        local=[each for each in known.local if each.network_id == network],
+        remote=[each for each in known.remote if each.network_id == network],
+    )
 
 
 def as_docker(
@@ -393,9 +399,9 @@ _ENDPOINT_COLUMNS = {
 def endpoints(host: str | None, name: str, form: str, no_trunc: bool) -> None:
     """List the endpoints this node knows, on this host and on others: address, MAC, host."""
     with connect(host) as client:
-        answer = client.local.ListEndpoints(
-            local_pb2.ListEndpointsRequest(network=name), timeout=_CALL_SECONDS
-        )
+        answer = client.local.ListEndpoints(local_pb2.ListEndpointsRequest(), timeout=_CALL_SECONDS)
+        if name:
+            answer = endpoints_of(answer, resolve_network(client, name).id)
         names = {each.id: each.spec.annotations.name for each in visible_networks(client)}
         here = client.local.Info(local_pb2.InfoRequest(), timeout=_CALL_SECONDS).data_path_addr
     rows = [

@@ -75,7 +75,7 @@ class Lab:
         names += [f"w{number}" for number in range(1, workers + 1)]
         self.build(names, mtu=mtu)
         try:
-            self._form(names)
+            self.form(names)
         except BaseException:
             self.down()
             raise
@@ -325,7 +325,8 @@ class Lab:
 
         processes.wait_until(gone, seconds=10, what=lambda: f"processes of {host} do not end")
 
-    def _form(self, names: Sequence[str]) -> None:
+    def form(self, names: Sequence[str]) -> None:
+        """Init on the first of ``names``, join the others, wait until all are Ready."""
         lab = self.state
         first = lab.hosts[names[0]]
         self._say(f"{first.name} starts the cluster")

@@ -131,14 +131,11 @@ class Demo:
 
     def across(self) -> None:
         """A page served on w1 is fetched by name on w2, over VXLAN on both."""
-        self.swarm(
-            "w1", "run", "-d", "--name", "web", "--network", "net1", "--", *PROGRAM, "serve", "8080"
-        )
+        self.serve("w1", "web", "net1")
+        self.idle("w2", "client", "net1")
+        self.await_name("w2", "client", "web")
         before = {name: self.counters(name, "net1") for name in ("w1", "w2")}
-        self.eventually_resolves("w2", "net1", "web")
-        page = self.swarm(
-            "w2", "run", "--rm", "--network", "net1", "--", *PROGRAM, "fetch", "http://web:8080/"
-        )
+        page = self.once("w2", "net1", "fetch", "http://web:8080/")
         self.expect(page.startswith("hello from"), "the page of web", page)
         for name in ("w1", "w2"):
             after = self.counters(name, "net1")
@@ -157,66 +154,32 @@ class Demo:
             refused.stderr,
         )
         self.swarm("m1", "network", "create", "-d", "overlay", "--attachable", "net2")
-        self.swarm(
-            "w2", "run", "-d", "--name", "db", "--network", "net2", "--", *PROGRAM, "serve", "8080"
-        )
+        self.serve("w2", "db", "net2")
         address = self.address("w2", "db")
-        self.eventually_resolves("w1", "net2", "db")
-        for target in (f"http://{address}:8080/", "http://db:8080/"):
+        for target in (address, "db"):
             lost = self.try_swarm(
-                "w1",
-                "run",
-                "--rm",
-                "--network",
-                "net1",
-                "--",
+                "w2",
+                "exec",
+                "client",
                 *PROGRAM,
                 "fetch",
                 "--timeout",
                 "1",
-                target,
+                f"http://{target}:8080/",
             )
             self.expect(lost.returncode == 1, f"no way from net1 to {target}", lost.stdout)
-        self.say(f"from net1 neither the name db nor {address} can be reached")
-        self.swarm(
-            "w1",
-            "run",
-            "-d",
-            "--name",
-            "both",
-            "--network",
-            "net1",
-            "--network",
-            "net2",
-            "--",
-            "sleep",
-            "600",
-        )
+        self.say(f"client, which is on net1 only, reaches neither the name db nor {address}")
+        self.idle("w1", "both", "net1", "net2")
         for target in ("web", "db"):
+            self.await_name("w1", "both", target)
             page = self.swarm("w1", "exec", "both", *PROGRAM, "fetch", f"http://{target}:8080/")
             self.expect(page.startswith("hello from"), f"both reaches {target}", page)
 
     def restart(self) -> None:
         """Kill the agent of w1 in the middle of a transfer from w1 to w2, and start it again."""
-        self.swarm(
-            "w1",
-            "run",
-            "-d",
-            "--name",
-            "source",
-            "--network",
-            "net1",
-            "--",
-            *PROGRAM,
-            "give",
-            "9000",
-            "--seconds",
-            str(TRANSFER_SECONDS),
-            "--rate",
-            str(TRANSFER_RATE),
-            show=False,
-        )
-        self.eventually_resolves("w2", "net1", "source")
+        amount = ("--seconds", str(TRANSFER_SECONDS), "--rate", str(TRANSFER_RATE))
+        self.start("w1", "source", ("net1",), *PROGRAM, "give", "9000", *amount)
+        self.await_name("w2", "client", "source")
         words = (
             "swarm",
             "run",
@@ -255,7 +218,7 @@ class Demo:
     def survey(self) -> None:
         """Print the tree of nodes, networks and endpoints; remove all of it."""
         self._console.print(self.tree())
-        for name, containers in (("w1", ("web", "both", "source")), ("w2", ("db",))):
+        for name, containers in (("w1", ("web", "both", "source")), ("w2", ("client", "db"))):
             self.swarm(name, "rm", "-f", *containers)
         self._await_unused()
         self.swarm("m1", "network", "rm", "net1", "net2", "closed")
@@ -315,21 +278,19 @@ class Demo:
         text = self.swarm(host, *words, "--format", "json", show=False)
         return [json.loads(line) for line in text.splitlines()]
 
-    def eventually_resolves(self, host: str, network: str, name: str) -> None:
-        """Wait until a name of ``network`` is known on ``host``: gossip takes a moment.
+    def await_name(self, host: str, container: str, name: str) -> None:
+        """Wait until a container resolves a name: gossip takes a moment.
 
         Raises:
-            DeadlineError: it never is.
+            DeadlineError: it never does.
         """
 
         def known() -> bool:
-            result = self._lab.run(
-                host, "swarm", "run", "--rm", "--network", network, "--", *PROGRAM, "resolve", name
-            )
+            result = self._lab.run(host, "swarm", "exec", container, *PROGRAM, "resolve", name)
             return result.returncode == 0
 
         processes.wait_until(
-            known, seconds=READY_SECONDS, what=lambda: f"{host} does not learn {name}"
+            known, seconds=READY_SECONDS, what=lambda: f"{container} does not learn {name}"
         )
 
     def _await_unused(self) -> None:
@@ -364,6 +325,23 @@ class Demo:
         shown = shlex.join(words).replace(shlex.join(PROGRAM), "demo-program")
         self._console.print(f"  [cyan]{host}$[/] swarm {escape(shown)}")
         return self._lab.run(host, "swarm", *words)
+
+    def start(self, host: str, name: str, networks: Sequence[str], *argv: str) -> None:
+        """Start a container that goes on in the background."""
+        wishes = [word for network in networks for word in ("--network", network)]
+        self.swarm(host, "run", "-d", "--name", name, *wishes, "--", *argv, show=False)
+
+    def serve(self, host: str, name: str, *networks: str) -> None:
+        """Start a container with a small web server."""
+        self.start(host, name, networks, *PROGRAM, "serve", "8080")
+
+    def idle(self, host: str, name: str, *networks: str) -> None:
+        """Start a container that only keeps its place."""
+        self.start(host, name, networks, "sleep", "600")
+
+    def once(self, host: str, network: str, *words: str) -> str:
+        """Run one of our programs in a fresh container to its end and return what it printed."""
+        return self.swarm(host, "run", "--rm", "--network", network, "--", *PROGRAM, *words)
 
     def say(self, text: str) -> None:
         """Print one finding."""

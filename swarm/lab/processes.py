@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -64,17 +63,19 @@ def start_daemon(lab: LabState, host: str) -> int:
         "--run-dir",
         str(lab.run_dir(host)),
     ]
-    with lab.log(host).open("ab") as log:
-        process = subprocess.Popen(
-            command(lab, host, argv),
-            env=environment(lab, host),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd="/",
+    words = command(lab, host, argv)
+    with lab.log(host).open("ab") as log, Path(os.devnull).open("rb") as nothing:
+        return os.posix_spawn(
+            words[0],
+            words,
+            environment(lab, host),
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, nothing.fileno(), 0),
+                (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
+                (os.POSIX_SPAWN_DUP2, log.fileno(), 2),
+            ],
+            setsid=True,
         )
-    return process.pid
 
 
 def start_time(pid: int) -> int:
