@@ -1,0 +1,113 @@
+"""Control's nodes: show, list, change, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from manager.api.access import Caller
+from manager.api.backend import Backend
+from manager.api.checks import check_labels, present, required, same_version
+from manager.api.filters import by_name, has_labels, one_of
+from manager.api.server import Context
+from manager.api.wire import encoded
+from manager.cluster import blacklisted
+from manager.store import Transaction
+from swarm.api import codec
+from swarm.api.docker.swarmkit import control_pb2
+from swarm.errors import PreconditionError
+from swarm.model import Node, NodeRole, NodeSpec, NodeState
+
+NO_DESCRIPTION: Final[Mapping[str, str]] = {}
+
+
+class Nodes:
+    """The node RPCs of Control."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._store = backend.store
+
+    async def GetNode(self, request: Any, caller: Caller, context: Context) -> Any:  # noqa: ARG002, N802
+        """Return one node by id."""
+        await self._backend.barrier()
+        node = self._store.view.nodes.require(required(request.node_id, "node ID"))
+        return control_pb2.GetNodeResponse(node=encoded(self._shown(node)))
+
+    async def ListNodes(self, request: Any, caller: Caller, context: Context) -> Any:  # noqa: ARG002, N802
+        """Return the nodes that match; a node's name is its hostname."""
+        await self._backend.barrier()
+        wanted = request.filters
+        found = by_name(self._store.view.nodes.all(), wanted, _hostname)
+        return control_pb2.ListNodesResponse(
+            nodes=[
+                encoded(self._shown(node))
+                for node in found
+                if has_labels(_engine_labels(node), wanted.labels)
+                and has_labels(node.spec.annotations.labels, wanted.node_labels)
+                and one_of(int(node.spec.membership), wanted.memberships)
+                and one_of(int(node.role), wanted.roles)
+            ]
+        )
+
+    async def UpdateNode(self, request: Any, caller: Caller, context: Context) -> Any:  # noqa: ARG002, N802
+        """Replace a node's spec."""
+        node_id = required(request.node_id, "node ID")
+        version = present(request, "node_version").index
+        spec = codec.decode(NodeSpec, present(request, "spec"))
+        check_labels(spec.annotations.labels)
+
+        def build(tx: Transaction) -> None:
+            node = tx.nodes.require(node_id)
+            same_version(node.meta, version)
+            if spec.desired_role is not node.spec.desired_role:
+                raise self._role_refusal(node, spec.desired_role)
+            tx.update(replace(node, spec=spec))
+
+        await self._store.transact(build)
+        node = self._store.view.nodes.require(node_id)
+        return control_pb2.UpdateNodeResponse(node=encoded(self._shown(node)))
+
+    async def RemoveNode(self, request: Any, caller: Caller, context: Context) -> Any:  # noqa: ARG002, N802
+        """Remove a node, its tasks with it, and refuse its certificate from now on."""
+        node_id = required(request.node_id, "node ID")
+        force = bool(request.force)
+
+        def build(tx: Transaction) -> None:
+            node = tx.nodes.require(node_id)
+            if node_id in self._backend.managers():
+                raise PreconditionError(
+                    f"node {node_id} is a cluster manager and is a member of the raft cluster. "
+                    "It must be demoted to worker before removal"
+                )
+            if node.status.state is NodeState.READY and not force:
+                raise PreconditionError(f"node {node_id} is not down and can't be removed")
+            tx.update(blacklisted(tx.clusters.only(), node, self._backend.clock.wall()))
+            for task in tx.tasks.by_node(node_id):
+                tx.delete(task)
+            tx.delete(node)
+
+        await self._store.transact(build)
+        return control_pb2.RemoveNodeResponse()
+
+    def _shown(self, node: Node) -> Node:
+        status = self._backend.managers().get(node.id)
+        return node if status is None else replace(node, manager_status=status)
+
+    def _role_refusal(self, node: Node, wanted: NodeRole) -> Exception:
+        if wanted is NodeRole.WORKER and len(self._backend.managers()) <= 1:
+            return PreconditionError("attempting to demote the last manager of the swarm")
+        return PreconditionError(
+            f"node {node.id} keeps its role: this version runs one manager in a cluster"
+        )
+
+
+def _hostname(node: Node) -> str:
+    return node.description.hostname if node.description else ""
+
+
+def _engine_labels(node: Node) -> Mapping[str, str]:
+    if node.description is None or node.description.engine is None:
+        return NO_DESCRIPTION
+    return node.description.engine.labels
