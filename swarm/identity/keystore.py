@@ -3,7 +3,8 @@
 Three files have to change together and a file system replaces only one at a time. So the new set is
 staged beside the old (``*.new``), the key first; the commit is the rename of the key. On load, a staged
 key means the change never happened (the rest is swept away, the key last); staged files without a
-staged key mean it did, and their renames are finished.
+staged key mean it did, and their renames are finished. The agent and the manager of one node share the
+directory, so every call holds a lock on it: nobody takes another's change under way for one cut short.
 
 Source of names and forms: ``reference/swarmkit-wire.md`` 1.1.
 """
@@ -11,7 +12,10 @@ Source of names and forms: ``reference/swarmkit-wire.md`` 1.1.
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -57,8 +61,9 @@ class KeyStore:
             KeyStoreError: a file is unreadable or missing, or key and certificate do not match.
             LockedError: the key is encrypted and ``unlock_key`` does not open it.
         """
-        self._recover()
-        root, cert, key = (self._read(name) for name in (ROOT_FILE, CERT_FILE, KEY_FILE))
+        with self._exclusive():
+            self._recover()
+            root, cert, key = (self._read(name) for name in (ROOT_FILE, CERT_FILE, KEY_FILE))
         if root is None and cert is None and key is None:
             return None
         if root is None:
@@ -92,18 +97,36 @@ class KeyStore:
         key = _encrypted(credentials.key_pem, unlock_key) if unlock_key else credentials.key_pem
         contents = dict(zip(_NAMES, (key, credentials.cert_pem, credentials.root_pem), strict=True))
         try:
-            self._recover()
             private_directory(self.directory)
-            for name in _NAMES:
-                self._write(name + STAGED, contents[name])
-                self._sync_directory()  # the staged key must be on disk before the rest may be
-            for name in _NAMES:
-                (self.directory / (name + STAGED)).replace(self.directory / name)
-                self._sync_directory()  # the key's rename commits, so it reaches the disk first
+            with self._exclusive():
+                self._recover()
+                self._replace(contents)
         except OSError as error:
             raise KeyStoreError(
                 f"cannot write certificates to {self.directory}: {error.strerror}"
             ) from error
+
+    def _replace(self, contents: dict[str, bytes]) -> None:
+        for name in _NAMES:
+            self._write(name + STAGED, contents[name])
+            self._sync_directory()  # the staged key must be on disk before the rest may be
+        for name in _NAMES:
+            (self.directory / (name + STAGED)).replace(self.directory / name)
+            self._sync_directory()  # the key's rename commits, so it reaches the disk first
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the directory against other processes and threads; one that does not exist needs no lock."""
+        try:
+            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            yield
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def clear(self) -> None:
         """Remove every file of the store; a store that is empty already is fine.
@@ -113,10 +136,11 @@ class KeyStore:
         """
         staged = [name + STAGED for name in reversed(_NAMES)]
         try:
-            for name in (*staged, ROOT_FILE + ".tmp", CERT_FILE, KEY_FILE, ROOT_FILE):
-                (self.directory / name).unlink(missing_ok=True)
-            if self.directory.exists():
-                self._sync_directory()
+            with self._exclusive():
+                for name in (*staged, ROOT_FILE + ".tmp", CERT_FILE, KEY_FILE, ROOT_FILE):
+                    (self.directory / name).unlink(missing_ok=True)
+                if self.directory.exists():
+                    self._sync_directory()
         except OSError as error:
             raise KeyStoreError(
                 f"cannot remove certificates from {self.directory}: {error.strerror}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +217,27 @@ def test_a_locked_store(store: KeyStore, old: Credentials) -> None:
     assert opened.cert_pem == old.cert_pem
     store.save(opened)
     assert store.load() == opened
+
+
+def test_a_reader_waits_for_a_change_under_way(
+    store: KeyStore, old: Credentials, new: Credentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agent and manager share the directory: a load in the middle of a save must not undo it."""
+    store.save(old)
+    staged, go_on = threading.Event(), threading.Event()
+    write = KeyStore._write
+
+    def pause(self: KeyStore, name: str, content: bytes) -> None:
+        write(self, name, content)
+        staged.set()
+        assert go_on.wait(timeout=30)
+
+    monkeypatch.setattr(KeyStore, "_write", pause)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        saving = pool.submit(store.save, new)
+        assert staged.wait(timeout=30)
+        loading = pool.submit(KeyStore(store.directory).load)
+        assert wait([loading], timeout=0.1).not_done == {loading}
+        go_on.set()
+        saving.result(timeout=30)
+        assert loading.result(timeout=30) == new
