@@ -1,0 +1,16 @@
+"""The node process: everything a host does so that its workloads share networks with other hosts.
+
+==================  ==========================================================================
+package             role
+==================  ==========================================================================
+``agent.session``   the node's session with a manager: certificates, assignments, statuses
+``agent.gossip``    membership and the endpoint tables between nodes, port 7946
+``agent.dataplane`` plans and executes kernel changes: VXLAN, routes, nftables, IPsec
+``agent.discovery`` the resolver each workload sees at 127.0.0.11
+``agent.workload``  container-like namespaces and what is attached to which network
+``agent.api``       the local API on a unix socket
+==================  ==========================================================================
+
+Protocol logic and plans are pure; each package has one thin asynchronous shell whose ``run()``
+owns its tasks. Imports go to ``swarm``, never to ``manager``.
+"""

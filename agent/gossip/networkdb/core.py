@@ -1,0 +1,537 @@
+"""The protocol: attachments, entries, own wishes, table gossip, bulk sync, reaping.
+
+What is stored and relayed follows the engines; the rest is what their issue trackers taught:
+
+- attachments travel ahead of entries in every bulk sync, and early entries wait for a while;
+- a suspicion purges nothing, failure only hides, leaving removes at once;
+- own entries are wishes: whatever overwrites or loses one is answered with a fresh publication;
+- a peer that gave this node up, or returns, gets everything again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from agent.gossip.changes import ChangeKind, TableChange
+from agent.gossip.config import Timing
+from agent.gossip.networkdb.early import Early
+from agent.gossip.networkdb.exchange import Exchange
+from agent.gossip.networkdb.own import OwnNetwork
+from agent.gossip.networkdb.peers import Attachment, Peer, PeerState
+from agent.gossip.networkdb.publisher import Publisher, Sender, place_name, sample
+from agent.gossip.networkdb.state import LocalState
+from agent.gossip.networkdb.sync import PendingSyncs
+from agent.gossip.networkdb.table import Entry, Key
+from agent.gossip.networkdb.wire import (
+    GOSSIP_HEADER,
+    Action,
+    BulkSync,
+    NetworkEvent,
+    NodeEvent,
+    PushPullState,
+    TableEvent,
+    decode_untrusted,
+    encode,
+    unfold_untrusted,
+)
+from agent.gossip.refusal import Refusal, Refusals
+from agent.gossip.swim.membership import Member
+from agent.gossip.swim.queue import retransmit_limit
+from agent.gossip.swim.wire import State
+from agent.gossip.timers import Timers
+from swarm.errors import WireError
+
+MAX_ENTRIES: Final = 1 << 20  # of all networks, tombstones included
+MAX_PEERS: Final = 1 << 15  # those gone within the last day included
+MAX_PEER_NETWORKS: Final = 1 << 14  # of one peer
+RELAY_BACKLOG: Final = 500  # above it, entries from bulk syncs are not relayed as well
+RELAY_RESIDUAL: Final = 300  # seconds; younger tombstones for unknown keys are not worth relaying
+LEFT_GRACE: Final = 60.0  # a member that said it leaves and lives on after this has not left
+MAX_RETRY: Final = 30.0  # seconds between two attempts to reach one failed node
+
+
+class Transport(Sender, Protocol):
+    """How NetworkDB reaches other nodes: membership knows their addresses."""
+
+    def reconnect(self, host: str, port: int) -> None:
+        """Try to exchange membership with whoever is at that address."""
+
+    def alive(self, node: str) -> bool:
+        """Tell whether membership holds a node to be alive."""
+
+
+class NetworkDB:
+    """One node's tables; the delegate of its membership core."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        host: str,
+        port: int,
+        timing: Timing,
+        timers: Timers,
+        rng: random.Random,
+        transport: Transport,
+        draining: Callable[[str, bytes], bool],
+        datagram_room: int,
+    ) -> None:
+        self.refusals = Refusals()
+        self.early = Early()
+        self.state = LocalState(name=name, host=host, port=port)
+        pending = PendingSyncs()
+        self.publisher = Publisher(
+            self.state,
+            timing=timing,
+            timers=timers,
+            rng=rng,
+            sender=transport,
+            draining=draining,
+            saw=pending.saw,
+            room=datagram_room - GOSSIP_HEADER - 1,
+        )
+        self.exchange = Exchange(
+            self.state,
+            timing=timing,
+            timers=timers,
+            rng=rng,
+            sender=transport,
+            draining=draining,
+            publisher=self.publisher,
+            pending=pending,
+            refusals=self.refusals,
+            take_event=lambda event, sender: self._take_event(event, bulk=True, sender=sender),
+        )
+        self._timing = timing
+        self._timers = timers
+        self._rng = rng
+        self._transport = transport
+        self._draining = draining
+
+    # -- driving ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin the periodic work; first ticks are staggered."""
+        timing, rng = self._timing, self._rng
+        self.publisher.start()
+        self.exchange.start()
+        self._timers.after(rng.random() * timing.reap_interval, self._reap_tick)
+        self._timers.after(rng.random() * timing.reconnect_interval, self._reconnect_tick)
+
+    def take_changes(self) -> list[TableChange]:
+        """Return what became different for readers, in order, and forget it."""
+        return self.state.take_changes()
+
+    def work(self) -> bool:
+        """Do a slice of what large messages have left to do; return whether more waits."""
+        return self.exchange.work()
+
+    # -- own networks and entries ----------------------------------------------------------
+
+    def join_network(self, network: str) -> None:
+        """Take part in a network; nothing happens if this node already does.
+
+        Raises:
+            InvalidArgumentError: the name is empty, too long, or holds a slash.
+        """
+        if self.publisher.join_network(network):
+            self.exchange.joined(network)
+
+    def leave_network(self, network: str) -> None:
+        """Stop to take part: own entries become tombstones, others' are dropped."""
+        self.publisher.leave_network(network)
+
+    def put(self, table: str, network: str, key: str, value: bytes) -> None:
+        """Publish an own entry, or its new value; the same value again changes nothing.
+
+        Raises:
+            InvalidArgumentError: a name is empty, too long or holds a slash; the value is too large.
+            PreconditionError: this node takes no part in the network.
+        """
+        self.publisher.put(table, network, key, value)
+
+    def delete(self, table: str, network: str, key: str) -> None:
+        """Withdraw an own entry; nothing happens if there is none."""
+        self.publisher.delete(table, network, key)
+
+    def announce_leave(self) -> None:
+        """Tell everybody that this node goes on purpose."""
+        self.publisher.announce_leave()
+
+    @property
+    def leave_spread(self) -> bool:
+        """Whether the announced leave has had its transmissions, or nobody is there to hear."""
+        return self.publisher.leave_spread
+
+    # -- delegate of the membership --------------------------------------------------------
+
+    def broadcasts(self, *, room: int, overhead: int) -> list[bytes]:
+        """Return node and network events that fit."""
+        limit = retransmit_limit(self._timing.retransmit_mult, self.state.peers.active() + 1)
+        return self.publisher.queue.take(room=room, overhead=overhead, limit=limit, count=100)
+
+    def user_message(self, body: bytes) -> None:
+        """Take a message of any type, from a datagram or a stream."""
+        try:
+            events = unfold_untrusted(body)
+        except WireError:
+            self.refusals.count(Refusal.MALFORMED)
+            return
+        self.exchange.take_each(
+            events, lambda event: self._take_event(event, bulk=False, sender=None)
+        )
+
+    def local_state(self, *, join: bool) -> bytes:
+        """Return the attachments of all nodes, this one included."""
+        if join:
+            time = self.state.network_clock.increment()
+            for own in self.state.own.values():
+                own.time = time
+        attachments = [
+            NetworkEvent(
+                joining=not own.leaving, time=own.time, node=self.state.name, network=network
+            )
+            for network, own in self.state.own.items()
+        ]
+        attachments += [
+            NetworkEvent(
+                joining=not attachment.leaving,
+                time=attachment.time,
+                node=peer.name,
+                network=network,
+            )
+            for peer in self.state.peers
+            for network, attachment in peer.attachments.items()
+        ]
+        return encode(
+            PushPullState(
+                time=self.state.network_clock.time,
+                node=self.state.name,
+                attachments=tuple(attachments),
+            )
+        )
+
+    def merge_state(self, state: bytes) -> None:
+        """Take another node's attachments; they are not gossiped any further."""
+        try:
+            message = decode_untrusted(state)
+        except WireError:
+            self.refusals.count(Refusal.MALFORMED)
+            return
+        if not isinstance(message, PushPullState):
+            self.refusals.count(Refusal.MALFORMED)
+            return
+        self.state.network_clock.witness(message.time)
+        sender = self.state.peers.get(message.node)
+        if sender is not None:
+            sender.time = max(sender.time, message.time)
+        for event in message.attachments:
+            self.state.network_clock.witness(event.time)
+            if self._attachment(event) and event.joining and event.network in self.state.own:
+                self.exchange.met(event.network, event.node)
+
+    def member_up(self, member: Member) -> None:
+        """Take in a node that lives; one that had failed gets its entries back."""
+        peer = self.state.peers.get(member.name)
+        if peer is None:
+            self._new_peer(member)
+        else:
+            peer.host, peer.port = member.host, member.port
+            was, peer.state = peer.state, PeerState.ACTIVE
+            peer.changed = self._timers.now
+            if was is PeerState.FAILED:
+                self._restore(peer)
+        for event, bulk in self.early.take(member.name):
+            self._take_event(event, bulk=bulk, sender=None)
+
+    def member_down(self, member: Member) -> None:
+        """Let go of a node: hide what is its own if it failed, drop it if it left."""
+        peer = self.state.peers.get(member.name)
+        if peer is None or peer.state is PeerState.LEFT:
+            return
+        replaced = any(
+            other is not peer and other.state is PeerState.ACTIVE
+            for other in self.state.peers.at_address(peer.host, peer.port)
+        )
+        if member.state is State.LEFT or replaced:
+            self._depart(peer)
+        elif peer.state is PeerState.ACTIVE:
+            self._fail(peer)
+
+    def accused(self, *, dead: bool) -> None:
+        """Hear that others doubted this node; if they gave it up they need everything again."""
+        if dead:
+            self.publisher.announce_soon(entries=True)
+
+    def joined(self) -> None:
+        """Say that this node is here, as engines expect after a join."""
+        self.publisher.joined()
+
+    # -- peers -----------------------------------------------------------------------------
+
+    def _new_peer(self, member: Member) -> None:
+        for other in self.state.peers.at_address(member.host, member.port):
+            if other.state is PeerState.FAILED:
+                self._depart(other)  # restarted under a new name
+        if len(self.state.peers) >= MAX_PEERS:
+            gone = [peer for peer in self.state.peers if peer.state is not PeerState.ACTIVE]
+            for oldest in sorted(gone, key=lambda peer: peer.changed)[:1]:
+                self._forget(oldest)
+        self.state.peers.add(
+            Peer(
+                name=member.name,
+                host=member.host,
+                port=member.port,
+                state=PeerState.ACTIVE,
+                changed=self._timers.now,
+            )
+        )
+
+    def _fail(self, peer: Peer) -> None:
+        now = self._timers.now
+        peer.state, peer.changed = PeerState.FAILED, now
+        peer.retry_at, peer.retry_pause = now, self._timing.reconnect_interval
+        until = now + self._timing.tombstone_age
+        for network, place, entry in self.state.entries_of(peer.name):
+            if entry.visible:
+                entry.hide(until)
+                self.state.tell(ChangeKind.DELETE, network, place, entry, entry.value)
+        self.publisher.reassert_against(peer)
+
+    def _restore(self, peer: Peer) -> None:
+        for network, place, entry in self.state.entries_of(peer.name):
+            if entry.hidden:
+                entry.unhide()
+                self.state.tell(ChangeKind.CREATE, network, place, entry, None)
+        shared = [network for network in peer.attachments if self.state.takes_part(network)]
+        self.exchange.sync(
+            peer, [network for network in shared if self.state.peers.attached(peer, network)]
+        )
+        self.publisher.announce_soon(entries=False)
+
+    def _depart(self, peer: Peer) -> None:
+        peer.state, peer.changed = PeerState.LEFT, self._timers.now
+        self.state.peers.detach_all(peer)
+        self.early.take(peer.name)
+        self.publisher.reassert_against(peer)
+        for network, place, entry in self.state.entries_of(peer.name):
+            if not entry.deleted:  # tombstones go on guarding against late copies
+                self.state.drop(network, place, entry)
+
+    # -- events ----------------------------------------------------------------------------
+
+    def _take_event(self, data: bytes, *, bulk: bool, sender: str | None) -> None:
+        try:
+            message = decode_untrusted(data)
+        except WireError:
+            self.refusals.count(Refusal.MALFORMED)
+            return
+        match message:
+            case TableEvent():
+                self._table_event(message, data, bulk=bulk, sender=sender)
+            case NetworkEvent():
+                self._network_event(message, data, bulk=bulk)
+            case NodeEvent():
+                self._node_event(message, data)
+            case BulkSync():
+                if bulk:
+                    self.refusals.count(Refusal.MALFORMED)  # never within another
+                else:
+                    self.exchange.receive(message)
+            case PushPullState():
+                self.refusals.count(Refusal.MALFORMED)  # only ever beside membership states
+
+    def _node_event(self, event: NodeEvent, data: bytes) -> None:
+        self.state.network_clock.witness(event.time)
+        if event.node == self.state.name:
+            return
+        peer = self.state.peers.get(event.node)
+        if peer is not None and event.time <= peer.time:
+            return
+        if peer is None or peer.state is not PeerState.ACTIVE:
+            self.refusals.count(Refusal.UNKNOWN_NODE)
+            return
+        peer.time = event.time
+        if not event.joining:
+            self._depart(peer)
+        self.publisher.queue.put(f"node/{event.node}", data)
+
+    def _network_event(self, event: NetworkEvent, data: bytes, *, bulk: bool) -> None:
+        self.state.network_clock.witness(event.time)
+        if event.node == self.state.name:
+            self.publisher.claimed(event)
+            return
+        if self.state.peers.get(event.node) is None:
+            self._keep_early(event.node, data, bulk=bulk)
+        elif self._attachment(event):
+            self.publisher.queue.put(f"network/{event.node}/{event.network}", data)
+
+    def _attachment(self, event: NetworkEvent) -> bool:
+        """Apply an attachment if it is news; return whether it was."""
+        if event.node == self.state.name:
+            self.publisher.claimed(event)
+            return False
+        peer = self.state.peers.get(event.node)
+        if peer is None or peer.state is PeerState.LEFT:
+            self.refusals.count(Refusal.UNKNOWN_NODE)
+            return False
+        known = peer.attachments.get(event.network)
+        if known is None and not event.joining:
+            return False
+        if known is None and len(peer.attachments) >= MAX_PEER_NETWORKS:
+            self.refusals.count(Refusal.TABLE_FULL)
+            return False
+        if known is not None and event.time <= known.time:
+            return False
+        was_attached = self.state.peers.attached(peer, event.network)
+        self.state.peers.attach(
+            peer,
+            event.network,
+            Attachment(time=event.time, leaving=not event.joining, changed=self._timers.now),
+        )
+        if not event.joining:
+            for place, entry in list(self.state.store.network(event.network).items()):
+                if entry.owner == peer.name and not entry.deleted:
+                    self.state.drop(event.network, place, entry)
+        elif not was_attached:
+            for early, bulk in self.early.take(peer.name):
+                self._take_event(early, bulk=bulk, sender=None)
+        return True
+
+    def _keep_early(self, owner: str, data: bytes, *, bulk: bool) -> None:
+        until = self._timers.now + self._timing.early_age
+        self.early.keep(owner, data, until=until, bulk=bulk)
+
+    def _table_event(
+        self, event: TableEvent, data: bytes, *, bulk: bool, sender: str | None
+    ) -> None:
+        self.state.table_clock.witness(event.time)
+        own = self.state.own.get(event.network)
+        if own is None or own.leaving:
+            return
+        if event.owner == self.state.name:
+            self.publisher.about_own(event, own, sender)
+            return
+        place = Key(event.table, event.key)
+        current = self.state.store.get(event.network, place)
+        if current is not None and event.time <= current.time:
+            return
+        peer = self.state.peers.get(event.owner)
+        if peer is not None and peer.state is PeerState.LEFT:
+            self.refusals.count(Refusal.UNKNOWN_NODE)
+            return
+        if peer is None or not self.state.peers.attached(peer, event.network):
+            self.refusals.count(Refusal.NOT_ATTACHED)
+            self._keep_early(event.owner, data, bulk=bulk)
+            return
+        wish = own.wishes.get(place)
+        if wish is not None and self._was_us(peer):
+            self.publisher.publish(event.network, own, place, wish.value)
+            return
+        if current is None and self.state.store.size >= MAX_ENTRIES:
+            self.refusals.count(Refusal.TABLE_FULL)
+            return
+        self._apply(event, data, place, current, peer)
+        if self._worth_relaying(event, own, known=current is not None, bulk=bulk):
+            own.relayed.put(place_name(place), data)
+
+    def _was_us(self, peer: Peer) -> bool:
+        """Tell whether a node is an earlier life of this one, or gone: it cannot own our entries."""
+        return peer.state is PeerState.FAILED or ((peer.host, peer.port) == self.state.address)
+
+    def _apply(
+        self, event: TableEvent, data: bytes, place: Key, current: Entry | None, peer: Peer
+    ) -> None:
+        now, age = self._timers.now, self._timing.tombstone_age
+        deleted = event.action is Action.DELETE
+        hidden = not deleted and peer.state is PeerState.FAILED
+        reap_at: float | None = None
+        if deleted:
+            reap_at = now + (min(event.residual, age) if event.residual else age)
+        elif hidden:
+            # Announced again while its owner is away does not make it younger.
+            kept = current.reap_at if current is not None and current.hidden else None
+            reap_at = kept if kept is not None else now + min(event.residual or age, age)
+        self.state.set(
+            event.network,
+            place,
+            Entry(
+                owner=event.owner,
+                time=event.time,
+                value=event.value,
+                deleted=deleted,
+                hidden=hidden,
+                reap_at=reap_at,
+                encoded=data if self._as_synced(event, reap_at) else None,
+            ),
+        )
+
+    def _as_synced(self, event: TableEvent, reap_at: float | None) -> bool:
+        """Tell whether an event is byte by byte what a bulk sync has to say of the entry."""
+        plain = event.action is Action.CREATE and not event.residual and reap_at is None
+        return plain and not self._draining(event.table, event.value)
+
+    def _worth_relaying(
+        self, event: TableEvent, own: OwnNetwork, *, known: bool, bulk: bool
+    ) -> bool:
+        if not own.in_sync or (bulk and len(own.relayed) > RELAY_BACKLOG):
+            return False
+        if event.action is Action.DELETE and not known:
+            return bulk and event.residual > RELAY_RESIDUAL
+        return True
+
+    # -- table gossip ----------------------------------------------------------------------
+
+    # -- bulk sync -------------------------------------------------------------------------
+
+    # -- housekeeping ----------------------------------------------------------------------
+
+    def _reap_tick(self) -> None:
+        self._timers.after(self._timing.reap_interval, self._reap_tick)
+        now, timing = self._timers.now, self._timing
+        for network, place, entry in self.state.store.items():
+            if entry.reap_at is not None and entry.reap_at <= now:
+                self.state.store.remove(network, place)
+        for network, own in list(self.state.own.items()):
+            if own.leaving and now - own.changed > timing.network_age:
+                del self.state.own[network]
+                for place in list(self.state.store.network(network)):
+                    self.state.store.remove(network, place)
+        self.early.expire(now)
+        for peer in self.state.peers:
+            self._reap_peer(peer, now)
+
+    def _reap_peer(self, peer: Peer, now: float) -> None:
+        for network, attachment in list(peer.attachments.items()):
+            if attachment.leaving and now - attachment.changed > self._timing.network_age:
+                self.state.peers.detach(peer, network)
+        away = now - peer.changed
+        if peer.state is PeerState.ACTIVE:
+            return
+        if self._transport.alive(peer.name):
+            # Membership is right: an eviction by address, or a leave that was none.
+            if peer.state is PeerState.FAILED:
+                peer.state, peer.changed = PeerState.ACTIVE, now
+                self._restore(peer)
+            elif away > LEFT_GRACE:
+                peer.state, peer.changed = PeerState.ACTIVE, now
+                self.publisher.announce_soon(entries=False)
+        elif away > self._timing.node_age:
+            self._forget(peer)
+
+    def _forget(self, peer: Peer) -> None:
+        for network, place, entry in self.state.entries_of(peer.name):
+            self.state.drop(network, place, entry)
+        self.state.peers.forget(peer)
+
+    def _reconnect_tick(self) -> None:
+        """Try one failed node: often at first, then less and less."""
+        self._timers.after(self._timing.reconnect_interval, self._reconnect_tick)
+        now = self._timers.now
+        failed = [p for p in self.state.peers if p.state is PeerState.FAILED and p.retry_at <= now]
+        for peer in sample(self._rng, failed, 1):
+            peer.retry_at = now + peer.retry_pause * (0.75 + self._rng.random() / 2)
+            peer.retry_pause = min(peer.retry_pause * 1.5, MAX_RETRY)
+            self._transport.reconnect(peer.host, peer.port)

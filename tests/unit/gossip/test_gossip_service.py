@@ -1,0 +1,299 @@
+"""The shell: real sockets on loopback, real time, as short as possible."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import uvloop
+
+from agent.gossip.service import (
+    LOCAL,
+    MAX_STREAMS_PER_HOST,
+    ChangeKind,
+    Gossip,
+    GossipConfig,
+    GossipKey,
+    State,
+    TableChange,
+)
+from agent.gossip.swim.membership import VERSIONS
+from agent.gossip.swim.wire import Alive
+from swarm.errors import HostError, InvalidArgumentError
+
+NET, TABLE = "net-a", "endpoint_table"
+FAST = replace(
+    LOCAL,
+    probe_interval=0.15,
+    probe_timeout=0.05,
+    gossip_interval=0.03,
+    table_interval=0.03,
+    reap_interval=0.5,
+    push_pull_interval=1.0,
+    bulk_sync_interval=1.0,
+    rejoin_interval=0.5,
+)
+
+
+def keys(first: int) -> list[GossipKey]:
+    """Return a key set whose tags begin there."""
+    return [GossipKey(lamport=tag, key=bytes((tag,)) * 16) for tag in range(first, first + 3)]
+
+
+def free_port(hosts: tuple[str, ...]) -> int:
+    """Return a port that is free for datagrams and streams on all of the addresses."""
+    while True:
+        opened: list[socket.socket] = []
+        try:
+            port = 0
+            for host in hosts:
+                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                    opened.append(socket.socket(socket.AF_INET, kind))
+                    opened[-1].bind((host, port))
+                    port = opened[-1].getsockname()[1]
+        except OSError:
+            continue
+        else:
+            return port
+        finally:
+            for sock in opened:
+                sock.close()
+
+
+@dataclass
+class Running:
+    """One service and what it told."""
+
+    gossip: Gossip
+    task: asyncio.Task[None]
+    changes: list[TableChange] = field(default_factory=list)
+
+    def seen(self) -> dict[str, bytes]:
+        """Return what a host shows its readers."""
+        return {key: e.value for key, e in self.gossip.entries(TABLE, NET).items()}
+
+    def state_of(self, other: Running) -> State | None:
+        """Return how another node is seen, or what a state says."""
+        name = other.gossip.node_name
+        return next((m.state for m in self.gossip.members() if m.name == name), None)
+
+
+@asynccontextmanager
+async def cluster(*hosts: str) -> AsyncIterator[list[Running]]:
+    """Run one service per address, all on one network, the first one the seed."""
+    port = free_port(hosts)
+    async with asyncio.TaskGroup() as group:
+        nodes = []
+        for host in hosts:
+            changes: list[TableChange] = []
+            config = GossipConfig(
+                advertise_host=host,
+                advertise_port=port,
+                bind_host=host,
+                bind_port=port,
+                timing=FAST,
+            )
+            gossip = Gossip(config, keys=keys(5), rng=random.Random(1), on_change=changes.append)
+            gossip.set_seeds([(hosts[0], port)])
+            gossip.join_network(NET)
+            nodes.append(Running(gossip, group.create_task(gossip.run()), changes))
+            await gossip.ready()
+        try:
+            await until(
+                lambda: all(
+                    set(node.gossip.networks()[NET])
+                    == {other.gossip.node_name for other in nodes if other is not node}
+                    for node in nodes
+                )
+            )
+            yield nodes
+        finally:
+            for node in nodes:
+                node.task.cancel()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something to become true; only a broken product waits long."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  # the product has no signal for every condition
+            await asyncio.sleep(0.005)
+
+
+async def three_services_share_entries_keys_and_departures() -> None:
+    """Entries spread, keys rotate under way, a leaver goes at once, a killed one in time."""
+    async with cluster("127.0.0.1", "127.0.0.2", "127.0.0.3") as nodes:
+        first, second, third = nodes
+        for node in nodes:
+            node.gossip.put(TABLE, NET, node.gossip.node_name, b"hello")
+        await until(lambda: all(len(node.seen()) == 3 for node in nodes))
+        assert [c.kind for c in first.changes] == [ChangeKind.CREATE] * 3
+
+        for node in nodes:  # a whole generation is skipped, by one node after the other
+            node.gossip.set_keys(keys(7))
+        assert first.gossip.stats().keys == third.gossip.stats().keys
+        second.gossip.put(TABLE, NET, "large", bytes(150_000))
+        await until(lambda: all(len(n.seen().get("large", b"")) == 150_000 for n in nodes))
+
+        await second.gossip.leave(5.0)
+        assert second.gossip.node_name not in first.seen() | third.seen()
+        assert first.state_of(second) is State.LEFT
+        second.task.cancel()
+
+        third.task.cancel()
+        await until(lambda: first.state_of(third) is State.DEAD)
+        await until(lambda: first.seen() == {first.gossip.node_name: b"hello"})
+        assert "undecryptable" not in first.gossip.stats().refused
+
+
+async def service_restarted_on_its_address_takes_over() -> None:
+    """The same sockets can be bound at once, and the new name replaces the old one."""
+    async with cluster("127.0.0.1", "127.0.0.2") as nodes:
+        first, second = nodes
+        second.gossip.put(TABLE, NET, "kept", b"old")
+        second.gossip.put(TABLE, NET, "dropped", b"old")
+        await until(lambda: len(first.seen()) == 2)
+        second.task.cancel()
+        await asyncio.wait([second.task])
+        changes: list[TableChange] = []
+        again = Gossip(
+            replace(second.gossip._config, node_name=None),
+            keys=keys(5),
+            rng=random.Random(2),
+            on_change=changes.append,
+        )
+        again.set_seeds([first.gossip._node.address])
+        again.join_network(NET)
+        again.put(TABLE, NET, "kept", b"new")
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(again.run())
+            await until(lambda: first.seen() == {"kept": b"new"})
+            task.cancel()
+
+
+async def address_in_use_is_named() -> None:
+    """The operator learns which address, and that somebody else has it."""
+    async with cluster("127.0.0.1") as (node,):
+        other = Gossip(
+            node.gossip._config, keys=keys(5), rng=random.Random(1), on_change=lambda _: None
+        )
+        _, port = node.gossip._node.address
+        with pytest.raises(HostError, match=f"127.0.0.1:{port} is in use"):
+            await other.run()
+
+
+async def hostile_streams_are_closed_and_forgotten() -> None:
+    """Plain text, an endless promise, and silence: the service goes on."""
+    async with cluster("127.0.0.1", "127.0.0.2") as nodes:
+        host, port = nodes[0].gossip._node.address
+        for start in (
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"\x0a\xff\xff\xff\xff",
+            b"\x0a\x00\x00\x00\x40" + bytes(64),
+            b"",
+        ):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(start)
+            writer.write_eof()
+            assert await reader.read() == b""
+            writer.close()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for data in (b"", b"\x01", bytes(1400)):
+                sock.sendto(data, (host, port))
+        await until(lambda: nodes[0].gossip.stats().refused.get("undecryptable", 0) >= 2)
+        nodes[1].gossip.put(TABLE, NET, "k", b"v")
+        await until(lambda: nodes[0].seen() == {"k": b"v"})
+
+
+async def failing_reader_ends_the_service() -> None:
+    """A bug in the consumer is not swallowed."""
+
+    def fail(_: TableChange) -> None:
+        raise ZeroDivisionError
+
+    port = free_port(("127.0.0.1",))
+    config = GossipConfig(
+        advertise_host="127.0.0.1", advertise_port=port, bind_host="127.0.0.1", bind_port=port
+    )
+    gossip = Gossip(config, keys=keys(5), rng=random.Random(1), on_change=fail)
+    gossip.join_network(NET)
+    gossip.put(TABLE, NET, "k", b"v")
+    with pytest.raises(ExceptionGroup) as caught:
+        await gossip.run()
+    assert caught.group_contains(ZeroDivisionError)
+
+
+async def idle_connections_keep_nobody_out() -> None:
+    """A host that holds connections open uses up its own share only."""
+    async with cluster("127.0.0.1", "127.0.0.2") as nodes:
+        host, port = nodes[0].gossip._node.address
+        held = [
+            await asyncio.open_connection(host, port, local_addr=("127.0.0.9", 0))
+            for _ in range(MAX_STREAMS_PER_HOST + 1)
+        ]
+        assert await held[-1][0].read() == b""  # one too many: closed at once
+        nodes[1].gossip.put(TABLE, NET, "large", bytes(5000))  # travels by stream
+        await until(lambda: "large" in nodes[0].seen())
+        for _, writer in held:
+            writer.close()
+
+
+async def member_of_the_other_family_does_no_harm() -> None:
+    """An address this node has no socket for costs a line in the log, on either loop."""
+    async with cluster("127.0.0.1", "127.0.0.2") as nodes:
+        swim = nodes[0].gossip._node.swim
+        claim = Alive(
+            incarnation=1, node="six", addr=bytes(15) + b"\x01", port=9, meta=b"", versions=VERSIONS
+        )
+        swim._alive(claim)
+        six = swim.members.get("six")
+        assert six is not None
+        await until(lambda: six.state is State.SUSPECT)
+        nodes[1].gossip.put(TABLE, NET, "k", b"v")
+        await until(lambda: nodes[0].seen() == {"k": b"v"})
+
+
+SCENARIOS = [
+    idle_connections_keep_nobody_out,
+    member_of_the_other_family_does_no_harm,
+    three_services_share_entries_keys_and_departures,
+    service_restarted_on_its_address_takes_over,
+    address_in_use_is_named,
+    hostile_streams_are_closed_and_forgotten,
+    failing_reader_ends_the_service,
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_service_on_either_loop(
+    scenario: Callable[[], Coroutine[Any, Any, None]],
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Each scenario above holds on asyncio's loop and on uvloop."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(scenario())
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4])
+def test_no_service_without_exactly_three_keys(count: int) -> None:
+    """It would be mute, or plain."""
+    some = [GossipKey(lamport=i, key=bytes((i,)) * 16) for i in range(count)]
+    config = GossipConfig(advertise_host="127.0.0.1")
+    with pytest.raises(InvalidArgumentError):
+        Gossip(config, keys=some, rng=random.Random(1), on_change=lambda _: None)
+
+
+@pytest.mark.parametrize("host", ["", "manager.example", "10.0.0.256"])
+def test_addresses_are_addresses(host: str) -> None:
+    """Names are resolved elsewhere."""
+    with pytest.raises(InvalidArgumentError):
+        Gossip(
+            GossipConfig(advertise_host=host), keys=keys(1), rng=random.Random(1), on_change=print
+        )
