@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+from typing import Final, TextIO
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
-LEVELS = ("debug", "info", "warning", "error")
+_MAX_FRAMES: Final = 50
+
+LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 def configure(*, level: str = "info", stream: TextIO | None = None) -> None:
@@ -20,19 +23,27 @@ def configure(*, level: str = "info", stream: TextIO | None = None) -> None:
     """
     out = sys.stderr if stream is None else stream
     renderer: structlog.types.Processor = (
-        structlog.dev.ConsoleRenderer() if out.isatty() else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if out.isatty()
+        else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks
-            if not out.isatty()
-            else structlog.processors.StackInfoRenderer(),
+            *_tracebacks(out),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
         logger_factory=structlog.WriteLoggerFactory(file=out),
         cache_logger_on_first_use=True,
     )
+
+
+def _tracebacks(out: TextIO) -> list[structlog.types.Processor]:
+    """Tracebacks as data for machines, without local variables: those hold keys and tokens."""
+    if out.isatty():
+        return []
+    without_locals = ExceptionDictTransformer(show_locals=False, max_frames=_MAX_FRAMES)
+    return [structlog.processors.ExceptionRenderer(without_locals)]
