@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from swarm.kernel.nft import Nft
 from swarm.lab.processes import MARK
+
+_ROOTS: Final = (Path("/run/swarm-lab"), Path("/var/lib/swarm-lab"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,7 @@ class Machine:
 
 
 def observe(lab: str) -> Machine:
-    """Look at this machine; processes and files only as far as they carry the mark of ``lab``."""
+    """Look at this machine; what belongs to other labs, and files and processes of others, do not count."""
     with Nft() as nft:
         listed = nft.run([{"list": {"tables": None}}])
     tables = {
@@ -38,21 +41,34 @@ def observe(lab: str) -> Machine:
         for entry in listed
         if "table" in entry
     }
-    roots = (Path("/run/swarm-lab") / lab, Path("/var/lib/swarm-lab") / lab)
+    others = _names(_ROOTS[0]) - {lab}
     return Machine(
-        namespaces=frozenset(_names(Path("/run/netns"))),
+        namespaces=frozenset(
+            name for name in _names(Path("/run/netns")) if name.partition("-")[0] not in others
+        ),
         links=frozenset(_names(Path("/sys/class/net"))),
         tables=frozenset(tables),
-        mounts=frozenset(
-            line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()
-        ),
+        mounts=frozenset(_namespace_mounts(others)),
         processes=frozenset(_marked(f"{MARK}={lab}/".encode())),
-        files=frozenset(str(root) for root in roots if root.exists()),
+        files=frozenset(str(root / lab) for root in _ROOTS if (root / lab).exists()),
     )
 
 
 def _names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+
+
+def _namespace_mounts(others: set[str]) -> set[str]:
+    """Return where namespaces are mounted: the only kind of mount that labs and daemons make."""
+    foreign = tuple(f"{root}/{name}/" for root in _ROOTS for name in others)
+    foreign += tuple(f"/run/netns/{name}-" for name in others)
+    found = set()
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        place = before.split()[4]
+        if after.startswith("nsfs ") and not place.startswith(foreign):
+            found.add(place)
+    return found
 
 
 def _marked(mark: bytes) -> set[str]:
