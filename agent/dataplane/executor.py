@@ -1,0 +1,117 @@
+"""What the engine needs of a kernel, and how it executes plans on one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from agent.dataplane.model import Encryption, NetnsRef, VxlanCounters
+from agent.dataplane.nft import Nft
+from agent.dataplane.objects import Key, Object, Op, State
+from swarm.errors import SwarmError
+
+T = TypeVar("T")
+
+
+class Machine(Protocol):
+    """What the engine needs of a kernel; :class:`agent.dataplane.kernel.Kernel` is the real one."""
+
+    def routers(self) -> tuple[str, ...]:
+        """Return the routers that exist."""
+
+    def make_router(self, name: str) -> bool:
+        """Make a router unless it exists; returns whether it was made."""
+
+    def drop_router(self, name: str) -> None:
+        """Remove a router with everything in it."""
+
+    def close_store(self) -> None:
+        """Remove what keeps routers."""
+
+    def drop_exits(self) -> None:
+        """Remove all ways out."""
+
+    def forwarding(self) -> bool:
+        """Tell whether the daemon's namespace forwards."""
+
+    def underlay_mtu(self) -> int | None:
+        """Return the MTU under the tunnel."""
+
+    def underlay_device(self) -> tuple[int, str] | None:
+        """Return index and name of the device under the tunnel."""
+
+    def prove_encryption(self) -> None:
+        """Raise HostError when this kernel cannot carry encrypted networks."""
+
+    def encryption(self) -> Encryption:
+        """Return what carries encrypted networks."""
+
+    def reachable(self, netns: NetnsRef) -> bool:
+        """Tell whether a container's namespace exists."""
+
+    def observe(self, name: str, wanted: State) -> dict[Key, Object]:
+        """Return what a router holds."""
+
+    def observe_insides(self, name: str, wanted: State) -> dict[Key, Object]:
+        """Return the containers' ends that ``wanted`` names."""
+
+    def apply(self, name: str, ops: Sequence[Op]) -> None:
+        """Execute operations, up to the first that fails."""
+
+    def within(self, name: str, step: Callable[[Nft], T]) -> T:
+        """Run a step in a router's namespace."""
+
+    def counters(self, name: str, devices: Iterable[str]) -> VxlanCounters:
+        """Return the sum of devices' counters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """What a slow comparison found.
+
+    Attributes:
+        drift: operations it had to execute.
+        gone: endpoints whose container has ended.
+        failures: what it could not set right.
+    """
+
+    drift: int = 0
+    gone: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Executor:
+    """Executes plans and counts their operations."""
+
+    kernel: Machine
+    operations: int = 0
+
+    def apply(self, name: str, ops: Sequence[Op]) -> None:
+        """Execute a plan, up to the first operation that fails."""
+        if ops:
+            self.kernel.apply(name, ops)
+            self.operations += len(ops)
+
+    def repair(self, name: str, ops: Sequence[Op]) -> list[str]:
+        """Execute what can be executed; returns a sentence for each operation that cannot."""
+        try:
+            self.apply(name, ops)
+        except SwarmError:
+            failures: list[str] = []
+            for op in ops:  # each is idempotent: those that took effect do so again
+                try:
+                    self.apply(name, (op,))
+                except SwarmError as error:
+                    failures.append(str(error))
+            return failures
+        return []
+
+    @staticmethod
+    def undo(error: SwarmError, step: Callable[[], None]) -> None:
+        """Take back a half-done change; a failure of that too is noted on the first one."""
+        try:
+            step()
+        except SwarmError as second:
+            error.add_note(f"and it could not be taken back: {second}")

@@ -1,0 +1,453 @@
+"""A process in a network namespace of its own that does what the test process asks of it.
+
+Run as ``python child.py node`` (may carry a data plane) or ``python child.py box`` (a container).
+Requests and answers are length-prefixed pickles on standard input and output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import pickle
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+CLONE_NEWNET = 0x40000000
+IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
+
+
+def checksum(data: bytes) -> int:
+    """Internet checksum (RFC 1071)."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+def ping(
+    address: str, *, size: int = 56, count: int = 1, interval: float = 0.0, timeout: float = 0.5
+) -> int:
+    """Send echo requests, whole IP packets of ``size`` bytes, and return how many came back."""
+    pinger = Pinger(address, size)
+    got = 0
+    try:
+        for _ in range(count):
+            got += pinger.one(timeout)
+            if interval:
+                time.sleep(interval)
+    finally:
+        pinger.close()
+    return got
+
+
+class Pinger:
+    """An ICMP or ICMPv6 echo client with don't-fragment set."""
+
+    def __init__(self, address: str, size: int = 56) -> None:
+        self.v6 = ":" in address
+        self.address = address
+        family = socket.AF_INET6 if self.v6 else socket.AF_INET
+        proto = socket.IPPROTO_ICMPV6 if self.v6 else socket.IPPROTO_ICMP
+        self.socket = socket.socket(family, socket.SOCK_RAW, proto)
+        if not self.v6:
+            self.socket.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+        self.payload = b"x" * (size - (48 if self.v6 else 28))
+        self.sequence = 0
+
+    def one(self, timeout: float) -> int:
+        """Send one request; 1 when its answer came."""
+        self.sequence = (self.sequence + 1) & 0xFFFF
+        kind = 128 if self.v6 else 8
+        ident = os.getpid() & 0xFFFF
+        head = struct.pack("!BBHHH", kind, 0, 0, ident, self.sequence)
+        body = head + self.payload
+        if not self.v6:
+            padded = body + b"\0" * (len(body) & 1)
+            body = struct.pack("!BBHHH", kind, 0, checksum(padded), ident, self.sequence)
+            body += self.payload
+        try:
+            self.socket.sendto(body, (self.address, 0))
+        except OSError:
+            return 0
+        end = time.monotonic() + timeout
+        while (left := end - time.monotonic()) > 0:
+            if not select.select([self.socket], [], [], left)[0]:
+                return 0
+            try:
+                data = self.socket.recv(65536)
+            except OSError:
+                return 0
+            data = data if self.v6 else data[(data[0] & 15) * 4 :]
+            wanted = (129 if self.v6 else 0, ident, self.sequence)
+            if (data[0], *struct.unpack_from("!HH", data, 4)) == wanted:
+                return 1
+        return 0
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()
+
+
+class Background:
+    """Traffic that goes on while the test does something else."""
+
+    def __init__(self, work: Any) -> None:
+        self.stop = threading.Event()
+        self.result: Any = None
+        self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self.thread.start()
+
+    def _run(self, work: Any) -> None:
+        try:
+            self.result = work(self.stop)
+        except Exception as error:  # noqa: BLE001  # raised where the result is asked for
+            self.result = error
+
+
+_background: dict[str, Background] = {}
+_servers: list[Any] = []
+
+
+def ping_start(address: str, interval: float = 0.002, timeout: float = 1.0) -> None:
+    """Ping until ping_stop."""
+
+    def work(stop: threading.Event) -> tuple[int, int]:
+        pinger = Pinger(address)
+        sent = got = 0
+        while not stop.is_set():
+            sent += 1
+            got += pinger.one(timeout)
+            stop.wait(interval)
+        pinger.close()
+        return sent, got
+
+    _background["ping"] = Background(work)
+
+
+def ping_stop() -> tuple[int, int]:
+    """Return (sent, answered)."""
+    return finish("ping")
+
+
+def finish(name: str) -> Any:
+    """End background traffic and return its result."""
+    job = _background.pop(name)
+    job.stop.set()
+    job.thread.join()
+    if isinstance(job.result, Exception):
+        raise job.result
+    return job.result
+
+
+def serve(address: str, port: int = 7777) -> None:
+    """Serve TCP: answer each connection with the client's address, then echo; UDP: echo."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.create_server((address, port), family=family, backlog=64)
+    udp = socket.socket(family, socket.SOCK_DGRAM)
+    udp.bind((address, port))
+    _servers.extend([listener, udp])
+
+    def talk(connection: socket.socket, peer: str) -> None:
+        with connection:
+            connection.sendall(peer.encode().ljust(64))
+            while data := connection.recv(65536):
+                connection.sendall(data)
+
+    def accept() -> None:
+        while True:
+            connection, peer = listener.accept()
+            threading.Thread(target=talk, args=(connection, peer[0]), daemon=True).start()
+
+    def echo() -> None:
+        while True:
+            data, peer = udp.recvfrom(65536)
+            udp.sendto(data, peer)
+
+    threading.Thread(target=accept, daemon=True).start()
+    threading.Thread(target=echo, daemon=True).start()
+
+
+def fetch(address: str, size: int = 0, port: int = 7777, timeout: float = 5.0) -> tuple[str, int]:
+    """Connect by TCP, send ``size`` bytes and count what returns: (own address as seen, bytes)."""
+    with socket.create_connection((address, port), timeout=timeout) as connection:
+        seen = b""
+        while len(seen) < 64:
+            seen += connection.recv(64 - len(seen))
+        sender = threading.Thread(target=connection.sendall, args=(b"y" * size,))
+        sender.start()
+        got = 0
+        while got < size:
+            got += len(connection.recv(1 << 16))
+        sender.join()
+    return seen.decode().strip(), got
+
+
+def stream_start(address: str, port: int = 7777) -> None:
+    """Keep one TCP connection busy until stream_stop."""
+    connection = socket.create_connection((address, port), timeout=5.0)
+
+    def work(stop: threading.Event) -> int:
+        rounds = 0
+        with connection:
+            left = 64
+            while left:
+                left -= len(connection.recv(left))
+            while not stop.is_set():
+                connection.sendall(b"z" * 1000)
+                left = 1000
+                while left:
+                    left -= len(connection.recv(left))
+                rounds += 1
+                stop.wait(0.002)
+        return rounds
+
+    _background["stream"] = Background(work)
+
+
+def udp_from(source: str, address: str, port: int = 7777, timeout: float = 0.3) -> bool:
+    """Send a datagram with any source address, as a spoofer would; tell whether an echo came."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sender:
+        sender.bind((source, 0))
+        sender.settimeout(timeout)
+        sender.sendto(b"spoof", (address, port))
+        try:
+            sender.recv(100)
+        except OSError:
+            return False
+        return True
+
+
+def udp_count_start(address: str, port: int = 7778) -> None:
+    """Count datagrams that arrive at a port."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    receiver = socket.socket(family, socket.SOCK_DGRAM)
+    receiver.bind((address, port))
+    _background["count"] = Background(lambda stop: _count(receiver, stop))
+
+
+def _count(receiver: socket.socket, stop: threading.Event) -> list[str]:
+    seen = []
+    with receiver:
+        while not stop.is_set() or select.select([receiver], [], [], 0.1)[0]:
+            if select.select([receiver], [], [], 0.02)[0]:
+                seen.append(receiver.recvfrom(100)[1][0])
+    return seen
+
+
+def send_udp(source: str, address: str, port: int = 7778) -> None:
+    """Send one datagram from ``source``."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sender:
+        sender.bind((source, 0))
+        sender.sendto(b"x", (address, port))
+
+
+def capture_start(device: str) -> None:
+    """Keep every frame that passes a device, in either direction."""
+    receiver = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))  # ETH_P_ALL
+    receiver.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE
+    receiver.bind((device, 0))
+
+    def work(stop: threading.Event) -> list[bytes]:
+        frames = []
+        # Once told to stop, one more look that finds nothing ends it.
+        while select.select([receiver], [], [], 0.05)[0] or not stop.is_set():
+            if select.select([receiver], [], [], 0)[0]:
+                frames.append(receiver.recv(1 << 16))
+        _, dropped = struct.unpack("=II", receiver.getsockopt(263, 6, 8))  # PACKET_STATISTICS
+        receiver.close()
+        if dropped:
+            raise RuntimeError(f"the capture has missed {dropped} frames")
+        return frames
+
+    _background["capture"] = Background(work)
+
+
+def inject(device: str, frames: list[bytes]) -> None:
+    """Send whole frames out of a device."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        sender.bind((device, 0))
+        for frame in frames:
+            sender.send(frame)
+
+
+def send_payload(address: str, port: int, data: bytes, count: int = 1) -> None:
+    """Send datagrams with this content."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sender:
+        for _ in range(count):
+            sender.sendto(data, (address, port))
+
+
+def ipsec(settings: Any, ops: Any = ()) -> tuple[dict[Any, Any], Any]:
+    """Execute IPsec operations in this namespace; return what it then holds, and its counters."""
+    from agent.dataplane.ipsec import Ipsec
+
+    machine = Ipsec(settings)
+    try:
+        machine.apply(ops)
+        return machine.observe(), machine.status()
+    finally:
+        machine.close()
+
+
+def sh(command: str) -> str:
+    """Run a shell command in this namespace and return what it prints."""
+    done = subprocess.run(
+        ["/bin/sh", "-ec", command], capture_output=True, text=True, check=False, timeout=20
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command!r}: {done.stderr}")
+    return done.stdout
+
+
+def read(path: str) -> str:
+    """Return a file as this namespace shows it."""
+    return Path(path).read_text(encoding="ascii").strip()
+
+
+class Plane:
+    """A Dataplane in an event loop on a thread of its own."""
+
+    def __init__(self, settings: Any) -> None:
+        from agent.dataplane import Dataplane
+
+        self.loop = asyncio.new_event_loop()
+        self.gone: list[str] = []
+        self.plane = Dataplane(settings, gone=self.gone.extend)
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        self.call("ready")
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.task = self.loop.create_task(self.plane.run())
+        try:
+            self.loop.run_until_complete(self.task)
+        except asyncio.CancelledError:
+            pass
+        finally:
+            self.loop.close()
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method from another thread."""
+        method = getattr(self.plane, name)
+        if not asyncio.iscoroutinefunction(method):
+            return method(*args, **kwargs)
+        return asyncio.run_coroutine_threadsafe(method(*args, **kwargs), self.loop).result(60)
+
+    def stop(self) -> None:
+        """Cancel the data plane and wait for its end."""
+        self.loop.call_soon_threadsafe(self.task.cancel)
+        self.thread.join(10)
+
+
+_planes: list[Plane] = []
+
+
+def join(pid: int) -> None:
+    """Move this process into the network namespace of another."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path(f"/proc/{pid}/ns/net").open("rb") as file:
+        if libc.setns(file.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+
+
+def plane_start(settings: Any) -> None:
+    """Start a data plane in this process."""
+    import structlog
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    _planes.append(Plane(settings))
+
+
+def plane(name: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a method of the data plane."""
+    return _planes[-1].call(name, *args, **kwargs)
+
+
+def plane_gone() -> list[str]:
+    """Return the endpoints reported as gone."""
+    return list(_planes[-1].gone)
+
+
+def plane_stop() -> None:
+    """Stop the data plane in good order; the kernel's state stays."""
+    _planes.pop().stop()
+
+
+def timed_plugs(endpoints: list[Any]) -> list[float]:
+    """Plug endpoints one after the other and return how many seconds each took."""
+    took = []
+    for endpoint in endpoints:
+        start = time.perf_counter()
+        _planes[-1].call("plug", endpoint)
+        took.append(time.perf_counter() - start)
+    return took
+
+
+def namespaces(count: int, directory: str) -> list[str]:
+    """Make ``count`` namespaces, each bound to a file, and return their paths."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    paths = []
+
+    def make() -> None:
+        for number in range(count):
+            path = Path(directory) / str(number)
+            path.touch()
+            if libc.unshare(CLONE_NEWNET) or libc.mount(
+                b"/proc/thread-self/ns/net", str(path).encode(), b"none", 0x1000, None
+            ):
+                raise OSError(ctypes.get_errno(), "namespace")
+            paths.append(str(path))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    return paths
+
+
+def drop_namespaces(paths: list[str]) -> None:
+    """Remove what :func:`namespaces` made."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for path in paths:
+        libc.umount2(path.encode(), 2)
+        Path(path).unlink()
+
+
+def main(role: str) -> None:
+    """Serve requests until standard input ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "unshare")
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    source = sys.stdin.buffer
+    if role == "node":
+        sh("ip link set lo up")
+    while head := source.read(4):
+        name, args, kwargs = pickle.loads(source.read(struct.unpack("!I", head)[0]))
+        try:
+            answer = (True, globals()[name](*args, **kwargs))
+        except Exception as error:  # noqa: BLE001  # handed to the test, whatever it is
+            error.add_note(traceback.format_exc())
+            answer = (False, error)
+        data = pickle.dumps(answer)
+        out.write(struct.pack("!I", len(data)) + data)
+        out.flush()
+    while _planes:
+        plane_stop()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
