@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv6Network
+from typing import Final
 
 from manager.allocator.validate import driver_of, is_any_subnet, is_local
 from manager.store.claims import (
@@ -35,6 +36,10 @@ V6_LENGTH = 64
 _ULA_BITS = 48
 
 
+ENCRYPTED_OPTION: Final = "encrypted"
+NOT_ENCRYPTED: Final = frozenset({"false", "0", "no", "off"})
+
+
 def allocate_network(view: View, network: Network) -> Network:
     """Return ``network`` with its VNIs, subnets and gateways; write it to make them its own.
 
@@ -61,7 +66,7 @@ def allocate_network(view: View, network: Network) -> Network:
         view.check(allocated)
         return allocated
     configs = _allocate_subnets(view, _wanted(spec))
-    given = spec.driver_config.options if spec.driver_config else {}
+    given = _driver_options(spec)
     wanted = sum(config.family is IPAMFamily.IPV4 for config in configs)
     vnis = _given_vnis(spec, wanted) or _next_vnis(view, wanted)
     ipam_driver = spec.ipam.driver if spec.ipam else None
@@ -225,3 +230,15 @@ def _next_vnis(view: View, wanted: int) -> tuple[int, ...]:
     if len(vnis) < wanted:
         raise ExhaustedError(f"no VNI in {MIN_VNI}-{MAX_VNI} is free; remove networks")
     return tuple(vnis)
+
+
+def _driver_options(spec: NetworkSpec) -> dict[str, str]:
+    """Return the options nodes are told.
+
+    Docker looks only at the presence of ``encrypted``, so that ``encrypted=false`` encrypts. Here it does not:
+    the option is left out of what nodes hear, and every agent and engine agrees.
+    """
+    options = dict(spec.driver_config.options) if spec.driver_config else {}
+    if options.get(ENCRYPTED_OPTION, "").lower() in NOT_ENCRYPTED:
+        del options[ENCRYPTED_OPTION]
+    return options

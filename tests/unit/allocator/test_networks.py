@@ -293,3 +293,16 @@ def test_the_ingress_network_stays_while_a_service_publishes_through_it(
     )
     replicas.transact(lambda tx: tx.create(Service(id="s", spec=spec)))
     assert "service web depends on it" in str(refused(replicas, "ingress"))
+
+
+@pytest.mark.parametrize("value", ["false", "0", "no", "OFF"])
+def test_encrypted_false_is_not_encrypted_anywhere(replicas: Replicas, value: str) -> None:
+    """Engines look only at the option's presence, so nodes are not told it; the spec stays as typed."""
+    wanted = Driver(
+        name="overlay", options={"encrypted": value, "com.docker.network.driver.mtu": "1400"}
+    )
+    web = make(replicas, "web", driver_config=wanted)
+    assert web.driver_state is not None
+    assert "encrypted" not in web.driver_state.options
+    assert web.driver_state.options["com.docker.network.driver.mtu"] == "1400"
+    assert web.spec.driver_config == wanted
