@@ -31,7 +31,9 @@ from agent.gossip.timers import Timer, Timers
 from swarm.errors import InvalidArgumentError
 
 WORK_MESSAGES: Final = 64  # one slice of work takes a few milliseconds at most
-LONELY_RETRY: Final = 1.0  # seconds; doubles up to LONELY_LIMIT while nobody is reached
+LONELY_RETRY: Final = 1.0
+"""Seconds until a missing seed is tried again; doubles up to the ordinary interval, or to LONELY_LIMIT
+while nobody at all is reached."""
 LONELY_LIMIT: Final = 10.0
 
 
@@ -164,17 +166,24 @@ class Node:
     def set_seeds(self, seeds: Iterable[tuple[str, int]]) -> None:
         """Replace the addresses that should be members; those that are not are joined soon.
 
+        Saying the same again is a hint that now is a good moment to look for those that are missing.
+
         Raises:
             InvalidArgumentError: a host is no IP address, or a port no port.
         """
         checked = {(str(_address(host)), _port(port)) for host, port in seeds}
         wanted = tuple(sorted(checked - {self.address}))
-        if wanted == self._seeds:
+        if wanted == self._seeds and not self._missing_seeds():
             return
         self._seeds = wanted
         self._lonely_pause = LONELY_RETRY
         if self._started:
             self._look_for_seeds()
+
+    @property
+    def seeds(self) -> tuple[tuple[str, int], ...]:
+        """The addresses that should be members, this node's own left out."""
+        return self._seeds
 
     def entries(self, table: str, network: str) -> dict[str, Entry]:
         """Return the visible entries of one table on one network, own ones included."""
@@ -187,21 +196,26 @@ class Node:
     # -- seeds -----------------------------------------------------------------------------
 
     def _look_for_seeds(self) -> None:
-        """Join the seeds that are no living members; soon again as long as nobody is reached."""
+        """Join the seeds that are no living members; soon again at first, then ever less often."""
         if self._seed_timer is not None:
             self._seed_timer.cancel()
-        living = {(m.host, m.port) for m in self.swim.members if not m.gone}
-        for host, port in self._seeds:
-            if (host, port) not in living and not self.swim.leaving:
-                delay = self._rng.random() * self.config.timing.rejoin_jitter
-                self.timers.after(delay if len(living) > 1 else 0.0, self._joiner(host, port))
+        missing = [] if self.swim.leaving else self._missing_seeds()
+        alone = sum(not member.gone for member in self.swim.members) <= 1
+        for host, port in missing:
+            delay = 0.0 if alone else self._rng.random() * self.config.timing.rejoin_jitter
+            self.timers.after(delay, self._joiner(host, port))
         pause = self.config.timing.rejoin_interval
-        if len(living) <= 1:
+        if missing or alone:
+            limit = LONELY_LIMIT if alone else pause
             pause = min(pause, self._lonely_pause)
-            self._lonely_pause = min(LONELY_LIMIT, self._lonely_pause * 2)
+            self._lonely_pause = min(limit, self._lonely_pause * 2)
         else:
             self._lonely_pause = LONELY_RETRY
         self._seed_timer = self.timers.after(pause, self._look_for_seeds)
+
+    def _missing_seeds(self) -> list[tuple[str, int]]:
+        living = {(member.host, member.port) for member in self.swim.members if not member.gone}
+        return [seed for seed in self._seeds if seed not in living]
 
     def _joiner(self, host: str, port: int) -> Callable[[], None]:
         return lambda: self.swim.join(host, port)

@@ -12,7 +12,7 @@ import os
 import random
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -23,7 +23,7 @@ from agent.gossip.config import LAN, LOCAL, GossipConfig, Timing
 from agent.gossip.node import Node, random_name
 from agent.gossip.outputs import Datagram, Dial, Output, Trace
 from agent.gossip.refusal import Refusal
-from agent.gossip.swim import seal, wire
+from agent.gossip.swim import membership, seal, wire
 from agent.gossip.swim.keyring import GossipKey
 from agent.gossip.swim.wire import State
 from swarm.errors import HostError, InvariantError, WireError
@@ -38,14 +38,16 @@ __all__ = [
     "GossipKey",
     "GossipStats",
     "Member",
+    "NetworkStatus",
     "State",
     "TableChange",
+    "TableStatus",
     "Timing",
 ]
 
 MAX_STREAMS: Final = 128  # served at once; and as many dialled
 MAX_STREAMS_PER_HOST: Final = 16  # nobody keeps the others out by holding connections open
-MAX_LARGE_STREAMS: Final = 4  # of those, how many may hold more than LARGE bytes
+MAX_LARGE_STREAMS: Final = 4  # of those with members, how many may hold more than LARGE bytes
 LARGE: Final = 1 << 20
 THREADED: Final = 64 << 10  # frames above it are decrypted and unfolded beside the loop
 RECEIVE_BUFFER: Final = 4 << 20
@@ -61,12 +63,57 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One node of the cluster as membership sees it, this one included."""
+    """One node of the cluster as membership sees it, this one included.
+
+    Attributes:
+        incarnation: raised by the node itself whenever it refutes.
+        networks: how many it takes part in.
+        compared: seconds since own entries were last compared with what it holds; None: never.
+        entries: how many were compared then.
+        lacking: how many of them it did not hold as they are; they were published again.
+    """
 
     name: str
     host: str
     port: int
     state: State
+    incarnation: int = 0
+    networks: int = 0
+    compared: float | None = None
+    entries: int = 0
+    lacking: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableStatus:
+    """How many entries one table of one network has; see :class:`GossipStats` for the sum."""
+
+    network: str
+    table: str
+    visible: int
+    own: int
+    tombstones: int
+    hidden: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkStatus:
+    """One network this node takes part in.
+
+    Attributes:
+        peers: active nodes on it besides this one.
+        in_sync: its first bulk syncs are done.
+        syncs: bulk syncs that a peer has answered since this node joined it.
+        own_queue: own events that wait to be passed on.
+        relay_queue: others' events that do.
+    """
+
+    id: str
+    peers: int
+    in_sync: bool
+    syncs: int
+    own_queue: int
+    relay_queue: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +128,12 @@ class GossipStats:
         entries: entries held, tombstones and hidden ones included.
         pending_syncs: bulk syncs whose reply is awaited.
         stalled: seconds this process did not run when it should have.
+        dropped: events that queues had no room for.
+        trimmed: full exchanges that could not hold every attachment.
+        traffic: datagrams, streams and bytes, by what and direction: ``datagrams_sent``,
+            ``datagram_bytes_sent``, ``streams_dialled``, ``stream_bytes_sent``, the same received
+            (``streams_served``).
+        largest_frame: bytes of the largest stream message so far; engines refuse above 20 MiB.
     """
 
     queues: dict[str, int]
@@ -90,6 +143,10 @@ class GossipStats:
     entries: int
     pending_syncs: int
     stalled: float
+    dropped: int
+    trimmed: int
+    traffic: dict[str, int]
+    largest_frame: int
 
 
 class Gossip:
@@ -130,6 +187,9 @@ class Gossip:
         self._serving: Counter[str] = Counter()
         self._dialling = asyncio.Semaphore(MAX_STREAMS)
         self._large = asyncio.Semaphore(MAX_LARGE_STREAMS)
+        self._strange = asyncio.Semaphore(1)
+        self._traffic: Counter[str] = Counter()
+        self._largest = 0
         self._log = log.bind(component="agent/gossip", node=self._node.name)
 
     @property
@@ -243,9 +303,69 @@ class Gossip:
 
     def members(self) -> tuple[Member, ...]:
         """Return every known node, this one included, in order of names."""
+        return tuple(self._member(m) for m in sorted(self._node.swim.members, key=lambda m: m.name))
+
+    def _member(self, member: membership.Member) -> Member:
+        db = self._node.db
+        peer = db.state.peers.get(member.name)
+        if peer is None:
+            mine = member.name == self._node.name
+            networks = sum(not own.leaving for own in db.state.own.values()) if mine else 0
+        else:
+            networks = sum(not each.leaving for each in peer.attachments.values())
+        compared = None if peer is None else peer.compared
+        return Member(
+            name=member.name,
+            host=member.host,
+            port=member.port,
+            state=member.state,
+            incarnation=member.incarnation,
+            networks=networks,
+            compared=None if compared is None else self._node.timers.now - compared.at,
+            entries=0 if compared is None else compared.entries,
+            lacking=0 if compared is None else compared.lacking,
+        )
+
+    def seeds(self) -> tuple[tuple[str, int], ...]:
+        """Return the addresses that should be members."""
+        return self._node.seeds
+
+    def tables(self) -> tuple[TableStatus, ...]:
+        """Return the sizes of all tables of all networks; walks over every entry."""
+        found: dict[tuple[str, str], Counter[str]] = {}
+        for network, place, entry in self._node.db.state.store.items():
+            counts = found.setdefault((network, place.table), Counter())
+            if entry.visible:
+                counts["visible"] += 1
+                counts["own"] += entry.owner == self._node.name
+            else:
+                counts["tombstones" if entry.deleted else "hidden"] += 1
         return tuple(
-            Member(name=m.name, host=m.host, port=m.port, state=m.state)
-            for m in sorted(self._node.swim.members, key=lambda m: m.name)
+            TableStatus(
+                network=network,
+                table=table,
+                visible=counts["visible"],
+                own=counts["own"],
+                tombstones=counts["tombstones"],
+                hidden=counts["hidden"],
+            )
+            for (network, table), counts in sorted(found.items())
+        )
+
+    def network_states(self) -> tuple[NetworkStatus, ...]:
+        """Return how this node stands on each network it takes part in."""
+        db = self._node.db
+        return tuple(
+            NetworkStatus(
+                id=network,
+                peers=len(db.state.peers.on(network)),
+                in_sync=own.in_sync,
+                syncs=own.syncs,
+                own_queue=len(own.ours),
+                relay_queue=len(own.relayed),
+            )
+            for network, own in sorted(db.state.own.items())
+            if not own.leaving
         )
 
     def networks(self) -> dict[str, tuple[str, ...]]:
@@ -259,24 +379,31 @@ class Gossip:
 
     def stats(self) -> GossipStats:
         """Return figures for operators."""
-        swim, db = self._node.swim, self._node.db
-        refused = dict(swim.refusals.counts)
+        core, db = self._node.swim, self._node.db
+        refused = dict(core.refusals.counts)
         for cause, count in db.refusals.counts.items():
             refused[cause] = refused.get(cause, 0) + count
         return GossipStats(
             queues={
-                "membership": len(swim.queue),
+                "membership": len(core.queue),
                 "events": len(db.publisher.queue),
                 "own": sum(len(own.ours) for own in db.state.own.values()),
                 "relayed": sum(len(own.relayed) for own in db.state.own.values()),
                 "early": len(db.early),
             },
             refused=refused,
-            health=swim.awareness.score,
+            health=core.awareness.score,
             keys=self._node.keyring.fingerprints(),
             entries=db.state.store.size,
             pending_syncs=len(db.exchange.pending),
             stalled=self._node.timers.stalled,
+            dropped=core.queue.dropped
+            + db.publisher.queue.dropped
+            + db.early.dropped
+            + sum(own.ours.dropped + own.relayed.dropped for own in db.state.own.values()),
+            trimmed=db.trimmed,
+            traffic=dict(self._traffic),
+            largest_frame=self._largest,
         )
 
     # -- driving ---------------------------------------------------------------------------
@@ -292,6 +419,8 @@ class Gossip:
         self._wake.set()
 
     def _receive(self, data: bytes, host: str, port: int) -> None:
+        self._traffic["datagrams_received"] += 1
+        self._traffic["datagram_bytes_received"] += len(data)
         self._node.receive_datagram(data, host, port, self._now())
         self._flush()
         self._wake.set()
@@ -318,19 +447,19 @@ class Gossip:
         if self._datagrams is None or self._group is None:
             return
         for output in self._node.take_outputs():
-            self._perform(output, self._group, self._datagrams)
+            self._perform(output, self._datagrams)
 
-    def _perform(
-        self, output: Output, group: asyncio.TaskGroup, datagrams: asyncio.DatagramTransport
-    ) -> None:
+    def _perform(self, output: Output, datagrams: asyncio.DatagramTransport) -> None:
         match output:
             case Datagram():
+                self._traffic["datagrams_sent"] += 1
+                self._traffic["datagram_bytes_sent"] += len(output.data)
                 try:
                     datagrams.sendto(output.data, (output.host, output.port))
                 except ValueError as error:  # uvloop, about an address of the other family
                     self._log.debug("gossip.datagram.unsendable", reason=str(error))
             case Dial():
-                group.create_task(self._dial(output))
+                self._spawn(self._dial(output))
             case Trace():
                 getattr(self._log, output.level)(output.event, **output.data)
 
@@ -364,41 +493,63 @@ class Gossip:
             writer.close()
             return
         self._serving[host] += 1
-        self._group.create_task(self._serve(reader, writer, host))
+        task = self._spawn(self._serve(reader, writer, host))
+        if task is None:
+            self._served(writer, host)
+        else:
+            # Not in the task itself: one that is cancelled before its first step never gets there.
+            task.add_done_callback(lambda _: self._served(writer, host))
+
+    def _served(self, writer: asyncio.StreamWriter, host: str) -> None:
+        self._serving[host] -= 1
+        if not self._serving[host]:
+            del self._serving[host]
+        _finish(writer)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None] | None:
+        """Run something beside the driver; return None when that is ending already."""
+        try:
+            if self._group is not None:
+                return self._group.create_task(work)
+        except RuntimeError:  # the group has begun to cancel its tasks, and takes no more
+            pass
+        work.close()
+        return None
 
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str
     ) -> None:
         """Answer one request; one request per connection."""
+        writer.transport.set_write_buffer_limits(0)  # drained means sent
         try:
             async with asyncio.timeout(self._config.timing.stream_timeout):
-                message = await self._read(reader, label=self._config.label)
+                self._traffic["streams_served"] += 1
+                message = await self._read(reader, label=self._config.label, host=host)
                 reply = self._node.serve_stream(message, self._now())
                 self._flush()
                 self._wake.set()
                 if reply is not None:
+                    self._frame_sent(reply, host)
                     writer.write(reply)
                     await writer.drain()
         except WireError as error:
             self._log.debug("gossip.stream.refused", reason=str(error))
         except (OSError, EOFError, TimeoutError) as error:
             self._log.debug("gossip.stream.broken", reason=repr(error))
-        finally:
-            self._serving[host] -= 1
-            if not self._serving[host]:
-                del self._serving[host]
-            writer.close()
 
     async def _dial(self, dial: Dial) -> None:
         """Send one request, and hand its outcome to the core."""
         try:
             async with asyncio.timeout(dial.timeout), self._dialling:
                 reader, writer = await asyncio.open_connection(dial.host, dial.port)
+                writer.transport.set_write_buffer_limits(0)  # drained means sent
                 try:
+                    self._traffic["streams_dialled"] += 1
+                    self._frame_sent(dial.frame, dial.host)
                     writer.write(dial.frame)
                     await writer.drain()
                     if dial.reply:
-                        message = await self._read(reader, label=b"")
+                        message = await self._read(reader, label=b"", host=dial.host)
                         self._node.stream_reply(dial.token, message, self._now())
                     else:
                         # The other side closes once it has read everything.
@@ -406,27 +557,55 @@ class Gossip:
                         await reader.read(1)
                         self._node.stream_sent(dial.token, self._now())
                 finally:
-                    writer.close()
+                    _finish(writer)
         except (WireError, OSError, EOFError, TimeoutError) as error:
             self._node.stream_failed(dial.token, str(error) or repr(error), self._now())
         self._flush()
         self._wake.set()
 
-    async def _read(self, reader: asyncio.StreamReader, *, label: bytes) -> wire.StreamMessage:
-        """Read one frame; large ones take turns and are unfolded beside the loop."""
+    def _frame_sent(self, frame: bytes, host: str) -> None:
+        self._traffic["stream_bytes_sent"] += len(frame)
+        self._note_size(len(frame), host, sent=True)
+
+    def _note_size(self, size: int, host: str, *, sent: bool) -> None:
+        """Say early that messages near the size at which every engine refuses them."""
+        if size > self._largest:
+            if size > seal.LARGE_FRAME:
+                self._log.warning(
+                    "gossip.frame.large", size=size, limit=seal.MAX_FRAME, peer=host, sent=sent
+                )
+            self._largest = size
+
+    async def _read(
+        self, reader: asyncio.StreamReader, *, label: bytes, host: str
+    ) -> wire.StreamMessage:
+        """Read one frame; large ones take turns and are unfolded beside the loop.
+
+        Nothing is known of a sender before its whole frame is there. So hosts that are no members
+        share one turn among them: whoever fills it keeps no member waiting.
+        """
         if label:
             start = await reader.readexactly(2 + len(label))
             seal.label_size_untrusted(start, label=label)
         header = await reader.readexactly(seal.FRAME_HEADER_SIZE)
         size = seal.frame_size_untrusted(header)
         if size <= THREADED:
-            return self._node.decode_stream(header, await reader.readexactly(size))
+            return self._node.decode_stream(header, await self._body(reader, size, host))
         if size <= LARGE:
-            body = await reader.readexactly(size)
+            body = await self._body(reader, size, host)
             return await asyncio.to_thread(self._node.decode_stream, header, body)
-        async with self._large:
-            body = await reader.readexactly(size)
+        async with self._large if self._is_member(host) else self._strange:
+            body = await self._body(reader, size, host)
             return await asyncio.to_thread(self._node.decode_stream, header, body)
+
+    async def _body(self, reader: asyncio.StreamReader, size: int, host: str) -> bytes:
+        body = await reader.readexactly(size)
+        self._traffic["stream_bytes_received"] += size
+        self._note_size(size, host, sent=False)
+        return body
+
+    def _is_member(self, host: str) -> bool:
+        return any(m.host == host and not m.gone for m in self._node.swim.members)
 
 
 class _Datagrams(asyncio.DatagramProtocol):
@@ -437,6 +616,14 @@ class _Datagrams(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         self._receive(data, addr[0], addr[1])
+
+
+def _finish(writer: asyncio.StreamWriter) -> None:
+    """Close a stream; what a peer did not take in time must not wait for it for ever."""
+    if writer.transport.get_write_buffer_size():
+        writer.transport.abort()
+    else:
+        writer.close()
 
 
 def _bind(host: str, port: int) -> tuple[socket.socket, socket.socket]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Final, Protocol
 
 from agent.gossip.changes import ChangeKind, TableChange
@@ -20,7 +21,7 @@ from agent.gossip.networkdb.early import Early
 from agent.gossip.networkdb.exchange import Exchange
 from agent.gossip.networkdb.own import OwnNetwork
 from agent.gossip.networkdb.peers import Attachment, Peer, PeerState
-from agent.gossip.networkdb.publisher import Publisher, Sender, place_name, sample
+from agent.gossip.networkdb.publisher import Publisher, Sender, sample
 from agent.gossip.networkdb.state import LocalState
 from agent.gossip.networkdb.sync import PendingSyncs
 from agent.gossip.networkdb.table import Entry, Key
@@ -44,12 +45,15 @@ from agent.gossip.timers import Timers
 from swarm.errors import WireError
 
 MAX_ENTRIES: Final = 1 << 20  # of all networks, tombstones included
+MAX_STATE: Final = 8 << 20  # bytes of attachments in one push/pull, where engines accept 20 MiB
 MAX_PEERS: Final = 1 << 15  # those gone within the last day included
 MAX_PEER_NETWORKS: Final = 1 << 14  # of one peer
 RELAY_BACKLOG: Final = 500  # above it, entries from bulk syncs are not relayed as well
 RELAY_RESIDUAL: Final = 300  # seconds; younger tombstones for unknown keys are not worth relaying
 LEFT_GRACE: Final = 60.0  # a member that said it leaves and lives on after this has not left
-MAX_RETRY: Final = 30.0  # seconds between two attempts to reach one failed node
+MIN_RETRY: Final = 3.0  # longest pause between two attempts of few nodes to reach a failed one
+MAX_RETRY: Final = 30.0  # and of many, each of which may be the one that mends a partition
+RETRY_SHARE: Final = 8  # active nodes per second of that pause
 
 
 class Transport(Sender, Protocol):
@@ -80,6 +84,7 @@ class NetworkDB:
     ) -> None:
         self.refusals = Refusals()
         self.early = Early()
+        self.trimmed = 0  # push/pulls that could not hold every attachment
         self.state = LocalState(name=name, host=host, port=port)
         pending = PendingSyncs()
         self.publisher = Publisher(
@@ -167,8 +172,15 @@ class NetworkDB:
 
     # -- delegate of the membership --------------------------------------------------------
 
+    @property
+    def pending(self) -> bool:
+        """Whether node or network events wait."""
+        return bool(self.publisher.queue)
+
     def broadcasts(self, *, room: int, overhead: int) -> list[bytes]:
         """Return node and network events that fit."""
+        if not self.publisher.queue:
+            return []
         limit = retransmit_limit(self._timing.retransmit_mult, self.state.peers.active() + 1)
         return self.publisher.queue.take(room=room, overhead=overhead, limit=limit, count=100)
 
@@ -195,7 +207,7 @@ class NetworkDB:
             )
             for network, own in self.state.own.items()
         ]
-        attachments += [
+        others = [
             NetworkEvent(
                 joining=not attachment.leaving,
                 time=attachment.time,
@@ -205,6 +217,13 @@ class NetworkDB:
             for peer in self.state.peers
             for network, attachment in peer.attachments.items()
         ]
+        if sum(map(_state_size, others)) > MAX_STATE:
+            # No engine accepts more in one message; which part goes changes from time to time.
+            self.trimmed += 1
+            self._rng.shuffle(others)
+            sizes = accumulate(map(_state_size, others))
+            others = [event for event, size in zip(others, sizes, strict=True) if size <= MAX_STATE]
+        attachments += others
         return encode(
             PushPullState(
                 time=self.state.network_clock.time,
@@ -238,9 +257,9 @@ class NetworkDB:
         if peer is None:
             self._new_peer(member)
         else:
-            peer.host, peer.port = member.host, member.port
-            was, peer.state = peer.state, PeerState.ACTIVE
-            peer.changed = self._timers.now
+            self.state.peers.readdress(peer, member.host, member.port)
+            was = peer.state
+            self.state.peers.move(peer, PeerState.ACTIVE, self._timers.now)
             if was is PeerState.FAILED:
                 self._restore(peer)
         for event, bulk in self.early.take(member.name):
@@ -276,8 +295,7 @@ class NetworkDB:
             if other.state is PeerState.FAILED:
                 self._depart(other)  # restarted under a new name
         if len(self.state.peers) >= MAX_PEERS:
-            gone = [peer for peer in self.state.peers if peer.state is not PeerState.ACTIVE]
-            for oldest in sorted(gone, key=lambda peer: peer.changed)[:1]:
+            for oldest in self.state.peers.away()[:1]:
                 self._forget(oldest)
         self.state.peers.add(
             Peer(
@@ -291,12 +309,12 @@ class NetworkDB:
 
     def _fail(self, peer: Peer) -> None:
         now = self._timers.now
-        peer.state, peer.changed = PeerState.FAILED, now
+        self.state.peers.move(peer, PeerState.FAILED, now)
         peer.retry_at, peer.retry_pause = now, self._timing.reconnect_interval
         until = now + self._timing.tombstone_age
         for network, place, entry in self.state.entries_of(peer.name):
             if entry.visible:
-                entry.hide(until)
+                self.state.store.hide(entry, until)
                 self.state.tell(ChangeKind.DELETE, network, place, entry, entry.value)
         self.publisher.reassert_against(peer)
 
@@ -312,7 +330,7 @@ class NetworkDB:
         self.publisher.announce_soon(entries=False)
 
     def _depart(self, peer: Peer) -> None:
-        peer.state, peer.changed = PeerState.LEFT, self._timers.now
+        self.state.peers.move(peer, PeerState.LEFT, self._timers.now)
         self.state.peers.detach_all(peer)
         self.early.take(peer.name)
         self.publisher.reassert_against(peer)
@@ -323,6 +341,9 @@ class NetworkDB:
     # -- events ----------------------------------------------------------------------------
 
     def _take_event(self, data: bytes, *, bulk: bool, sender: str | None) -> None:
+        state = self.state
+        if state.peers.knows(data) or state.store.knows(data, besides=state.name):
+            return
         try:
             message = decode_untrusted(data)
         except WireError:
@@ -365,10 +386,10 @@ class NetworkDB:
             return
         if self.state.peers.get(event.node) is None:
             self._keep_early(event.node, data, bulk=bulk)
-        elif self._attachment(event):
+        elif self._attachment(event, data):
             self.publisher.queue.put(f"network/{event.node}/{event.network}", data)
 
-    def _attachment(self, event: NetworkEvent) -> bool:
+    def _attachment(self, event: NetworkEvent, data: bytes | None = None) -> bool:
         """Apply an attachment if it is news; return whether it was."""
         if event.node == self.state.name:
             self.publisher.claimed(event)
@@ -389,7 +410,12 @@ class NetworkDB:
         self.state.peers.attach(
             peer,
             event.network,
-            Attachment(time=event.time, leaving=not event.joining, changed=self._timers.now),
+            Attachment(
+                time=event.time,
+                leaving=not event.joining,
+                changed=self._timers.now,
+                encoded=data,
+            ),
         )
         if not event.joining:
             for place, entry in list(self.state.store.network(event.network).items()):
@@ -435,7 +461,7 @@ class NetworkDB:
             return
         self._apply(event, data, place, current, peer)
         if self._worth_relaying(event, own, known=current is not None, bulk=bulk):
-            own.relayed.put(place_name(place), data)
+            self.publisher.relay(own, place, data)
 
     def _was_us(self, peer: Peer) -> bool:
         """Tell whether a node is an earlier life of this one, or gone: it cannot own our entries."""
@@ -482,10 +508,6 @@ class NetworkDB:
             return bulk and event.residual > RELAY_RESIDUAL
         return True
 
-    # -- table gossip ----------------------------------------------------------------------
-
-    # -- bulk sync -------------------------------------------------------------------------
-
     # -- housekeeping ----------------------------------------------------------------------
 
     def _reap_tick(self) -> None:
@@ -500,23 +522,21 @@ class NetworkDB:
                 for place in list(self.state.store.network(network)):
                     self.state.store.remove(network, place)
         self.early.expire(now)
-        for peer in self.state.peers:
+        for peer, network in self.state.peers.ended():
+            if now - peer.attachments[network].changed > timing.network_age:
+                self.state.peers.detach(peer, network)
+        for peer in self.state.peers.away():
             self._reap_peer(peer, now)
 
     def _reap_peer(self, peer: Peer, now: float) -> None:
-        for network, attachment in list(peer.attachments.items()):
-            if attachment.leaving and now - attachment.changed > self._timing.network_age:
-                self.state.peers.detach(peer, network)
         away = now - peer.changed
-        if peer.state is PeerState.ACTIVE:
-            return
         if self._transport.alive(peer.name):
             # Membership is right: an eviction by address, or a leave that was none.
             if peer.state is PeerState.FAILED:
-                peer.state, peer.changed = PeerState.ACTIVE, now
+                self.state.peers.move(peer, PeerState.ACTIVE, now)
                 self._restore(peer)
             elif away > LEFT_GRACE:
-                peer.state, peer.changed = PeerState.ACTIVE, now
+                self.state.peers.move(peer, PeerState.ACTIVE, now)
                 self.publisher.announce_soon(entries=False)
         elif away > self._timing.node_age:
             self._forget(peer)
@@ -530,8 +550,18 @@ class NetworkDB:
         """Try one failed node: often at first, then less and less."""
         self._timers.after(self._timing.reconnect_interval, self._reconnect_tick)
         now = self._timers.now
-        failed = [p for p in self.state.peers if p.state is PeerState.FAILED and p.retry_at <= now]
+        failed = [
+            peer
+            for peer in self.state.peers.away()
+            if peer.state is PeerState.FAILED and peer.retry_at <= now
+        ]
         for peer in sample(self._rng, failed, 1):
             peer.retry_at = now + peer.retry_pause * (0.75 + self._rng.random() / 2)
-            peer.retry_pause = min(peer.retry_pause * 1.5, MAX_RETRY)
+            limit = min(MAX_RETRY, max(MIN_RETRY, self.state.peers.active() / RETRY_SHARE))
+            peer.retry_pause = min(peer.retry_pause * 1.5, limit)
             self._transport.reconnect(peer.host, peer.port)
+
+
+def _state_size(event: NetworkEvent) -> int:
+    """Return about how many bytes an attachment takes in a push/pull."""
+    return len(event.node) + len(event.network) + 20

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from agent.gossip.config import Timing
-from agent.gossip.networkdb.peers import Peer
+from agent.gossip.networkdb.peers import Comparison, Peer
 from agent.gossip.networkdb.publisher import Publisher, Sender, sample
 from agent.gossip.networkdb.state import LocalState
 from agent.gossip.networkdb.sync import Chunker, Pending, PendingSyncs
@@ -242,10 +242,12 @@ class Exchange:
             return
         self.pending.close(pending)
         now = self._timers.now
+        lacking = 0
         for network in pending.networks:
             own = self.state.own.get(network)
             if own is None or own.leaving:
                 continue
+            own.syncs += 1
             lost = [
                 place
                 for (name, place), time in pending.own.items()
@@ -253,6 +255,7 @@ class Exchange:
                 and pending.seen.get((name, place), 0) < time
                 and self._still(network, place, time)
             ]
+            lacking += len(lost)
             if not lost:
                 if pending.own:
                     own.republish_pause = self._timing.republish_backoff
@@ -265,6 +268,9 @@ class Exchange:
             self._publisher.announce(network, own.time, joining=True)
             for place in lost:
                 self._publisher.publish(network, own, place, own.wishes[place].value, fresh=True)
+        peer = self.state.peers.get(pending.peer)
+        if peer is not None:
+            peer.compared = Comparison(at=now, entries=len(pending.own), lacking=lacking)
 
     def _still(self, network: str, place: Key, time: int) -> bool:
         """Tell whether an own entry is as it was when the sync was sent."""
@@ -294,7 +300,7 @@ class Exchange:
         for index, (network, place) in enumerate(places, start=1):
             entry = store.get(network, place)
             if entry is not None:
-                full = chunker.add(entry.to_wire(network, place, now, self._draining))
+                full = chunker.add(store.to_wire(network, place, entry, now, self._draining))
                 if full is not None:
                     self._send(peer, networks, full, unsolicited=False, settle=lambda _: None)
             if index % SLICE == 0:
@@ -330,21 +336,10 @@ class Exchange:
         events = []
         for network in networks:
             own = self.state.own[network]  # whoever sends has just seen that it is there
-            events.append(
-                NetworkEvent(joining=True, time=own.time, node=self.state.name, network=network)
-            )
-            for peer in self.state.peers:
-                attachment = peer.attachments.get(network)
-                if attachment is not None and peer is not target:
-                    events.append(
-                        NetworkEvent(
-                            joining=not attachment.leaving,
-                            time=attachment.time,
-                            node=peer.name,
-                            network=network,
-                        )
-                    )
-        return [encode(event) for event in events]
+            here = NetworkEvent(joining=True, time=own.time, node=self.state.name, network=network)
+            events.append(encode(here))
+            events += self.state.peers.events(network, besides=target)
+        return events
 
 
 def _each(events: list[bytes], take: Callable[[bytes], None]) -> Iterator[None]:

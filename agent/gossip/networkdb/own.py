@@ -38,6 +38,7 @@ class OwnNetwork:
         wishes: own entries by key.
         ours: own events waiting to be gossiped; they go first.
         relayed: others' events waiting to be gossiped.
+        syncs: bulk syncs that a peer has answered since the join.
         republish_at: when own entries may be published again because a peer lacks them.
         republish_pause: the pause after that; doubles as long as they get lost.
     """
@@ -48,6 +49,7 @@ class OwnNetwork:
     leaving: bool = False
     in_sync: bool = False
     awaiting: int = 0
+    syncs: int = 0
     republish_at: float = 0.0
     wishes: dict[Key, Wish] = field(default_factory=dict)
     ours: BroadcastQueue = field(default_factory=lambda: BroadcastQueue(limit=MAX_OWN_QUEUE))

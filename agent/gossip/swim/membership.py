@@ -12,6 +12,8 @@ from agent.gossip.swim.wire import NodeState, State
 
 VERSIONS: Final = bytes((1, 5, 2, 0, 0, 0))  # minimum, maximum, current; delegate the same
 MAX_MEMBERS: Final = 1 << 14
+WALK_BELOW: Final = 32  # members; choosing among fewer looks at each
+DRAWS: Final = 4  # attempts per member to be chosen, before looking at each
 CRC_VERSION: Final = 5  # nodes whose maximum is at least this check checksums
 NACK_VERSION: Final = 4
 STREAM_PING_VERSION: Final = 3
@@ -135,7 +137,18 @@ class Membership:
     def sample(
         self, rng: random.Random, count: int, eligible: Callable[[Member], bool]
     ) -> list[Member]:
-        """Return up to ``count`` random nodes that are eligible."""
+        """Return up to ``count`` random nodes that are eligible.
+
+        Most nodes usually are: a few draws find them without a walk over everybody.
+        """
+        if len(self._ring) > WALK_BELOW:
+            drawn: dict[str, Member] = {}
+            for _ in range(DRAWS * count):
+                member = self._by_name[rng.choice(self._ring)]
+                if member.name not in drawn and eligible(member):
+                    drawn[member.name] = member
+                    if len(drawn) == count:
+                        return list(drawn.values())
         found = [member for member in self._by_name.values() if eligible(member)]
         return rng.sample(found, min(count, len(found)))
 

@@ -65,14 +65,17 @@ class BroadcastQueue:
         if item is not None:
             self._remove(bisect_left(self._order, item.order(), key=Broadcast.order))
 
-    def take(self, *, room: int, overhead: int, limit: int, count: int = 255) -> list[bytes]:
-        """Return messages that fit, each charged one transmission.
+    def take(
+        self, *, room: int, overhead: int, limit: int, count: int = 255, charge: int = 1
+    ) -> list[bytes]:
+        """Return messages that fit, each charged its transmissions.
 
         Args:
             room: bytes available.
             overhead: bytes each message costs besides its own.
             limit: transmissions after which a message is retired.
             count: the most messages to return.
+            charge: how often each will be sent.
         """
         taken: list[Broadcast] = []
         tier = 0
@@ -91,7 +94,7 @@ class BroadcastQueue:
             self._remove(index)
             taken.append(item)
         for item in taken:
-            item.transmits += 1
+            item.transmits += charge
             if item.transmits < limit:
                 self._by_name[item.name] = item
                 insort(self._order, item, key=Broadcast.order)

@@ -20,6 +20,7 @@ NONCE_SIZE: Final = 12
 OVERHEAD: Final = 1 + NONCE_SIZE + 16  # of version 1
 FRAME_HEADER_SIZE: Final = 5
 MAX_FRAME: Final = 20 << 20  # bytes of a sealed body; every engine refuses more
+LARGE_FRAME: Final = 12 << 20  # from here on the limit is near, and somebody should know
 LABEL_MAGIC: Final = 244
 ENCRYPTED: Final = 10
 _BLOCK = 16

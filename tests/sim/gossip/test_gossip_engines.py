@@ -36,7 +36,7 @@ def graft(host: Any, *, forging: bool) -> None:
 
     original = db._attachment
 
-    def attachment(event: NetworkEvent) -> bool:
+    def attachment(event: NetworkEvent, data: bytes | None = None) -> bool:
         """Refuse attachments of nodes that are not active; forge tombstones for those that leave."""
         peer = state.peers.get(event.node)
         if peer is not None and peer.state is not PeerState.ACTIVE:
@@ -44,7 +44,7 @@ def graft(host: Any, *, forging: bool) -> None:
         held = {
             p: e for p, e in state.store.network(event.network).items() if e.owner == event.node
         }
-        news = bool(original(event))
+        news = bool(original(event, data))
         if news and forging and not event.joining:
             for place, entry in held.items():
                 state.set(
@@ -125,4 +125,4 @@ def test_forged_tombstone_at_our_time_is_cured(simulate: Make, brisk: Timing, se
     state.set(network, place, tomb)
     assert [c.kind for c in engine.node.take_changes()] == [ChangeKind.DELETE]
     engine.replica.pop((network, place.table, place.key))
-    sim.settle(60.0)
+    sim.settle(150.0)

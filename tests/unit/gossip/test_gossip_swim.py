@@ -9,7 +9,8 @@ import pytest
 
 from agent.gossip.refusal import Refusal
 from agent.gossip.swim import seal, wire
-from agent.gossip.swim.core import MAX_INBOX, MAX_RELAYS
+from agent.gossip.swim.core import MAX_INBOX
+from agent.gossip.swim.probing import MAX_RELAYS
 from agent.gossip.swim.wire import State
 
 Claim = Callable[..., wire.Alive]
