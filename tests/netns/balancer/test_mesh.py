@@ -1,0 +1,172 @@
+"""The routing mesh: two nodes of ours, an engine's task, and a client that neither of them owns."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from agent.dataplane import Peer
+from agent.dataplane.names import vxlan_mac
+from agent.gossip.records import EndpointRecord, PortConfig, Protocol
+
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
+
+CLIENT = "198.51.100.9"
+PORTS = (
+    PortConfig(protocol=Protocol.TCP, target_port=8000, published_port=30080),
+    PortConfig(protocol=Protocol.UDP, target_port=8000, published_port=30080),
+)
+
+
+class Ingress:
+    """Both nodes on the ingress network 10.0.1.0/24 with addresses .3 and .4."""
+
+    def __init__(self, mesh: Any) -> None:
+        self.mesh, self.net, self.world = mesh, mesh.net, mesh.world
+        self.nodes = {"10.0.1.3": mesh.one, "10.0.1.4": mesh.two}
+        vni = self.net.subnets[0].vni
+        for text, node in self.nodes.items():
+            node.call("mesh_start", node.settings.run_dir, node.vtep)
+            node.call("mesh_enter", self.net, ipaddress.ip_address(text), 24)
+        for text, node in self.nodes.items():
+            peer = Peer(
+                network_id=self.net.id,
+                ip=ipaddress.ip_address(text),
+                prefixlen=24,
+                mac=vxlan_mac(node.vtep, vni),
+                vtep=node.vtep,
+            )
+            self.other(node).call("mesh_peer", peer)
+        # The client's only way to node one is a link of its own, and the same to node two.
+        self.client = self.world.box()
+        pid = self.client.process.pid
+        for name, node, net in (("c1", mesh.one, "198.51.100"), ("c2", mesh.two, "203.0.113")):
+            node.sh(f"ip link add {name} type veth peer name {name} netns {pid}")
+            node.sh(f"ip addr add {net}.1/24 dev {name}; ip link set {name} up")
+            self.client.sh(f"ip addr add {net}.9/24 dev {name}; ip link set {name} up")
+        self.client.sh("ip link set lo up")
+
+    def other(self, node: Any) -> Any:
+        return self.mesh.two if node is self.mesh.one else self.mesh.one
+
+    def task(self, node: Any, address: str, word: str, *, port: int = 8000) -> Any:
+        """Run a backend on a node and tell both of it."""
+        box = self.world.plug(node, self.net, f"{address}/24")
+        box.call("answer", address, word, port)
+        _, endpoint = list(self.world.endpoints.values())[-1]
+        (peer,) = self.world.peers_of(node, endpoint)
+        self.other(node).call("mesh_peer", peer)
+        return box
+
+    def record(self, node: Any, address: str, *, disabled: bool = False, only: Any = None) -> None:
+        record = EndpointRecord(
+            name=address,
+            service_id="s",
+            service_name="web",
+            endpoint_ip=address,
+            ingress_ports=PORTS,
+            service_disabled=disabled,
+        )
+        for each in self.nodes.values() if only is None else (only,):
+            each.call("mesh", "put", self.net.id, address, record, local=each is node)
+
+
+@pytest.fixture
+def ingress(mesh: Any) -> Ingress:
+    return Ingress(mesh)
+
+
+def test_any_node_answers_and_backends_see_the_client(ingress: Ingress) -> None:
+    """Both nodes, tasks on both, by TCP and UDP; a process on a node itself, too."""
+    for node, address, word in (
+        (ingress.mesh.one, "10.0.1.11", "a"),
+        (ingress.mesh.two, "10.0.1.12", "b"),
+    ):
+        box = ingress.task(node, address, word)
+        box.call("steer", "eth0", address, "10.0.1.1")
+        ingress.record(node, address)
+    for entry, source in (("198.51.100.1", CLIENT), ("203.0.113.1", "203.0.113.9")):
+        answers = [ingress.client.call("ask", entry, 30080) for _ in range(24)]
+        assert {word for word, _ in answers} == {"a", "b"}, entry
+        assert {seen for _, seen in answers} == {source}
+        datagrams = Counter(ingress.client.call("ask_udp", entry, 30080) for _ in range(16))
+        assert set(datagrams) == {f"a {source}", f"b {source}"}
+    assert {ingress.mesh.one.call("ask", "192.0.2.1", 30080)[1] for _ in range(8)} == {"192.0.2.1"}
+    assert ingress.client.call("refused", "198.51.100.1", 30081)[0] == "ConnectionRefusedError"
+
+
+def test_the_same_client_port_on_two_nodes_is_two_flows(ingress: Ingress) -> None:
+    """Zones keep them apart at the backend, which sees the same address twice."""
+    box = ingress.task(ingress.mesh.two, "10.0.1.12", "b")
+    box.call("steer", "eth0", "10.0.1.12", "10.0.1.1")
+    ingress.record(ingress.mesh.two, "10.0.1.12")
+    ingress.client.sh("ip addr add 198.18.0.7/32 dev lo")
+    for node, gateway in ((ingress.mesh.one, "198.51.100.9"), (ingress.mesh.two, "203.0.113.9")):
+        node.sh(f"ip route add 198.18.0.7 via {gateway}")
+    for entry in ("198.51.100.1", "203.0.113.1"):
+        assert ingress.client.call("ask_from", "198.18.0.7", 4444, entry, 30080) == "b 198.18.0.7"
+
+
+def test_a_port_without_backends_refuses_and_a_draining_one_gets_no_new_flows(
+    ingress: Ingress,
+) -> None:
+    box = ingress.task(ingress.mesh.one, "10.0.1.11", "a")
+    box.call("steer", "eth0", "10.0.1.11", "10.0.1.1")
+    ingress.record(ingress.mesh.one, "10.0.1.11")
+    assert ingress.client.call("hold", "203.0.113.1", 30080) == "a"
+    ingress.record(ingress.mesh.one, "10.0.1.11", disabled=True)
+    for entry in ("198.51.100.1", "203.0.113.1"):
+        error, seconds = ingress.client.call("refused", entry, 30080)
+        assert (error, seconds < 0.5) == ("ConnectionRefusedError", True)
+    assert ingress.client.call("held")
+
+
+def test_towards_an_engine_the_source_is_the_nodes_and_the_port_the_published(
+    ingress: Ingress,
+) -> None:
+    """The task of a node that is none of ours is asked on the published port, by our address."""
+    # Node two stands in for the engine: nothing of ours runs there for this service.
+    ingress.mesh.one.call("mesh_forget", "10.0.1.4")
+    ingress.task(ingress.mesh.two, "10.0.1.12", "engine", port=30080)
+    ingress.record(ingress.mesh.two, "10.0.1.12", only=ingress.mesh.one)
+    assert ingress.client.call("ask", "198.51.100.1", 30080) == ("engine", "10.0.1.3")
+
+
+def test_an_engines_way_in_reaches_our_task_on_its_target_port(ingress: Ingress) -> None:
+    """A packet from another node's ingress address to the published port is translated here."""
+    ingress.task(ingress.mesh.one, "10.0.1.11", "a")
+    ingress.record(ingress.mesh.one, "10.0.1.11")
+    engine = ingress.world.plug(ingress.mesh.two, ingress.net, "10.0.1.60/24")
+    ingress.world.gossip()
+    assert engine.call("ask", "10.0.1.11", 30080) == ("a", "10.0.1.60")
+
+
+def test_a_users_drop_holds_for_published_ports(ingress: Ingress) -> None:
+    """Their chain sees addresses and ports as the client sent them, and survives a new agent."""
+    box = ingress.task(ingress.mesh.two, "10.0.1.12", "b")
+    box.call("steer", "eth0", "10.0.1.12", "10.0.1.1")
+    ingress.record(ingress.mesh.two, "10.0.1.12")
+    one = ingress.mesh.one
+    assert ingress.client.call("ask", "198.51.100.1", 30080)[0] == "b"
+    one.sh(f"nft add rule inet overswarm-ports user ip saddr {CLIENT} tcp dport 30080 drop")
+    assert ingress.client.call("ask_udp", "198.51.100.1", 30080) == f"b {CLIENT}"
+    one.call("balance", "open", "")
+    error, _ = ingress.client.call("refused", "198.51.100.1", 30080)
+    assert error == "TimeoutError"
+    assert ingress.client.call("ask", "203.0.113.1", 30080)[0] == "b"
+
+
+def test_a_host_that_did_not_forward_does_not_start_to(ingress: Ingress) -> None:
+    """Only the mesh passes; leaving puts everything back as it was."""
+    one = ingress.mesh.one
+    ingress.client.sh("ip route add 192.0.2.2 via 198.51.100.1")
+    ingress.mesh.two.sh("ip route add 198.51.100.0/24 via 192.0.2.1")
+    assert ingress.client.ping("192.0.2.2", timeout=0.3) == 0
+    assert one.call("read", "/proc/sys/net/ipv4/ip_forward") == "1"
+    one.call("mesh", "destroy")
+    assert one.call("read", "/proc/sys/net/ipv4/ip_forward") == "0"
+    assert "overswarm-ports" not in one.sh("nft list tables")
+    assert "ovmesh0" not in one.sh("ip -o link")

@@ -1,0 +1,115 @@
+"""Ports of one host: what is read, reserved, refused and given back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import click
+import pytest
+
+from agent.balancer.balancer import HOST, Balancer
+from agent.balancer.hostports import HostPort, HostPorts, parse
+from agent.balancer.table import Port, Target
+from swarm.cli.parse import published
+from swarm.errors import ConflictError, InvalidArgumentError
+
+ADDRESS = ipaddress.IPv4Address("172.30.0.2")
+
+
+def free(kind: socket.SocketKind = socket.SOCK_STREAM) -> tuple[socket.socket, int]:
+    """Return a bound socket and its port."""
+    holder = socket.socket(socket.AF_INET, kind)
+    holder.bind(("", 0))
+    return holder, holder.getsockname()[1]
+
+
+@pytest.fixture
+async def ports() -> AsyncIterator[tuple[HostPorts, Balancer]]:
+    balancer = Balancer(None)  # type: ignore[arg-type]  # it only notes what it is told
+    made = HostPorts(balancer)
+    running = asyncio.ensure_future(made.run())
+    await asyncio.sleep(0)
+    yield made, balancer
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+def slots(balancer: Balancer, port: HostPort) -> Any:
+    return balancer._networks[HOST].table.slots(Port(4, port.protocol, port.published))
+
+
+async def test_a_port_leads_to_the_containers_leg_until_it_is_withdrawn(ports: Any) -> None:
+    made, balancer = ports
+    (port,) = made.publish("e", [parse("0:80/tcp")], ADDRESS)
+    assert port.published > 0
+    assert slots(balancer, port) == (Target(ADDRESS, 80),)
+    assert made.holds("tcp", port.published)
+    assert not made.holds("udp", port.published)
+    made.withdraw("e")
+    assert not slots(balancer, port)
+    assert not made.holds("tcp", port.published)
+    holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    holder.bind(("", port.published))
+    holder.close()
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+async def test_a_port_of_another_program_is_refused_and_nothing_stays(
+    ports: Any, kind: socket.SocketKind
+) -> None:
+    made, balancer = ports
+    holder, number = free(kind)
+    protocol = "tcp" if kind is socket.SOCK_STREAM else "udp"
+    with holder, pytest.raises(ConflictError, match=f"port {number}/{protocol} is in use"):
+        made.publish("e", [parse("0:80/tcp"), parse(f"{number}:80/{protocol}")], ADDRESS)
+    assert balancer._networks[HOST].table.pools == {}
+
+
+async def test_nobody_else_can_take_a_published_port(ports: Any) -> None:
+    made, _ = ports
+    (port,) = made.publish("e", [parse("0:80/tcp")], ADDRESS)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as other, pytest.raises(OSError):  # noqa: PT011  # EADDRINUSE
+        other.bind(("", port.published))
+    with pytest.raises(ConflictError):
+        made.publish("f", [parse(f"{port.published}:81/tcp")], ADDRESS)
+
+
+async def test_one_number_serves_tcp_and_udp(ports: Any) -> None:
+    made, balancer = ports
+    (tcp,) = made.publish("e", [parse("0:53/tcp")], ADDRESS)
+    (udp,) = made.publish("f", [parse(f"{tcp.published}:53/udp")], ADDRESS)
+    assert slots(balancer, tcp) == slots(balancer, udp) == (Target(ADDRESS, 53),)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "80", "80:80", "a:80/tcp", "80:0/tcp", "80:80/icmp", "70000:80/tcp", "1:65536/udp"]
+)
+def test_nonsense_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgumentError):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("80", ["0:80/tcp"]),
+        ("8080:80", ["8080:80/tcp"]),
+        ("53:53/udp", ["53:53/udp"]),
+        ("8000-8002:80-82", ["8000:80/tcp", "8001:81/tcp", "8002:82/tcp"]),
+    ],
+)
+def test_what_is_typed(typed: str, meant: list[str]) -> None:
+    assert published(typed) == meant
+    assert [str(parse(text)) for text in meant] == meant
+
+
+@pytest.mark.parametrize("typed", ["", "x", "1-3:80", "127.0.0.1:80:80", "0:80", "90-80", "80/ip"])
+def test_what_makes_no_sense_when_typed(typed: str) -> None:
+    with pytest.raises(click.BadParameter):
+        published(typed)
