@@ -29,11 +29,12 @@ from agent.api.workloads import Workloads
 from agent.discovery.names import NameTable
 from agent.discovery.service import Discovery
 from agent.gossip.config import LAN, LOCAL
+from agent.metrics import Metrics
 from agent.node.describe import version
 from agent.node.node import Node, NodeSettings
 from agent.workload.runtime import Runtime
 from swarm.errors import HostError, PreconditionError, SwarmError
-from swarm.identity.sockets import private_directory
+from swarm.identity.sockets import private_directory, split_target
 from swarm.log import LEVELS, configure
 
 STATE_DIR: Final = Path("/var/lib/swarm")
@@ -84,6 +85,7 @@ async def serve(options: argparse.Namespace) -> None:
             timing=LOCAL if options.gossip_timing == "local" else LAN,
         ),
         discovery=discovery,
+        runtime=runtime,
     )
     workloads = Workloads(runtime, node, random.SystemRandom())
     api = ApiServer(
@@ -93,12 +95,18 @@ async def serve(options: argparse.Namespace) -> None:
         run_dir=run_dir,
         group=options.socket_group,
     )
+    metrics = None
+    if options.metrics_addr:
+        host, port = split_target(options.metrics_addr)
+        metrics = Metrics(node, host, port)
     await runtime.recover()
     async with asyncio.TaskGroup() as group:
         group.create_task(discovery.run())
         group.create_task(node.run())
         await node.started()
         group.create_task(runtime.run())
+        if metrics is not None:
+            group.create_task(metrics.run())
         group.create_task(api.run())
         await api.ready.wait()
         log.info("daemon.started", version=version(), pid=os.getpid(), hostname=options.hostname)
@@ -191,6 +199,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=("lan", "local"),
         default="lan",
         help="local is faster, for hosts that share one machine",
+    )
+    parser.add_argument(
+        "--metrics-addr", default="", help="serve Prometheus metrics at this IP:PORT (default: off)"
     )
     parser.add_argument("--log-level", choices=LEVELS, default="info")
     return parser

@@ -38,6 +38,9 @@ STOP_TIMEOUT: Final = 10.0
 EXIT_LOCKED: Final = 3
 """Status of a manager that needs the unlock key (or another one)."""
 
+EXIT_RETIRED: Final = 4
+"""Status of a manager that was removed from the managers' group: it has nothing to do any more."""
+
 MAX_NOTICE: Final = 4096
 
 log = structlog.get_logger(component="supervisor")
@@ -88,6 +91,8 @@ class Supervisor:
         """What the manager last said of itself, or how it ended; for a person."""
         self.locked = False
         """The manager's keys are locked: it is started again only with :meth:`unlock`."""
+        self.retired = False
+        """The manager is none any more; it is not started again."""
         self._unlock_key = ""
         self._unlocked = asyncio.Event()
         self.pid: int | None = None
@@ -122,6 +127,8 @@ class Supervisor:
     def unlock(self, key: str) -> None:
         """Start a locked manager with its unlock key (text form); a wrong one locks it again."""
         self._unlock_key = key
+        self.locked = False
+        self._exited.clear()
         self._unlocked.set()
 
     async def run(self) -> None:
@@ -140,6 +147,9 @@ class Supervisor:
                 process = self._adopt() or await self._start()
                 if process is not None:
                     await self._watch(process)
+                if self.retired:
+                    log.info("manager.retired", status=self.status)
+                    await loop.create_future()
                 if self.locked:
                     log.warning("manager.locked")
                     await self._unlocked.wait()
@@ -233,6 +243,7 @@ class Supervisor:
             os.close(process.fd)
             code = None if process.child is None else process.child.wait()
             self.locked = code == EXIT_LOCKED
+            self.retired = code == EXIT_RETIRED
             self._pid_path.unlink(missing_ok=True)
             if code not in {None, 0} and not self.status:
                 self.status = _ending(code)

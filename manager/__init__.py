@@ -4,7 +4,7 @@
 swarm at its first start and goes on with what is stored at every later one. It serves the port it is
 told, and the same services for this host's root on ``R/manager/control.sock``. It says ``READY=1`` to
 ``NOTIFY_SOCKET``; what stops it stands in ``STATUS=``, on standard error and in the exit code (3: it needs
-the unlock key, given on standard input with ``--unlock``).
+the unlock key, given on standard input with ``--unlock``; 4: it was removed from the managers' group).
 
 Below, what is stored:
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import uvloop
 from manager.notify import Notifier
 from manager.process import serve
 from manager.raft.errors import LockedError as RaftLockedError
+from manager.raft.errors import RemovedError
 from swarm.errors import SwarmError
 from swarm.identity.keystore import LockedError
 from swarm.identity.unlock import parse_unlock_key
@@ -25,12 +27,20 @@ EXIT_FAILED: Final = 1
 EXIT_LOCKED: Final = 3
 """Exit code of a manager that needs the unlock key (or another one)."""
 
+EXIT_RETIRED: Final = 4
+"""Exit code of a manager that was removed from the managers' group."""
+
+COLLECTION: Final = (50_000, 20, 50)
+"""Thresholds of the garbage collector. The store makes many objects that live long and hold no
+cycles; with Python's own thresholds, searching them for cycles is a quarter of a write's cost."""
+
 log = structlog.get_logger("manager")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; return the exit code."""
     options = _parser().parse_args(arguments)
+    gc.set_threshold(*COLLECTION)
     configure(level=options.log_level)
     notifier = Notifier.from_environment()
     try:
@@ -38,10 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
         uvloop.run(_run(options.state_dir, options.run_dir, unlock_key, notifier))
     except SwarmError as error:
         log.debug("manager.failed", exc_info=error)
-        return _fail(notifier, str(error), locked=isinstance(error, LockedError | RaftLockedError))
+        return _fail(notifier, str(error), _code(error))
     except Exception as error:  # the last line of defence: say it and end
         log.exception("manager.failed")
-        return _fail(notifier, f"internal error: {type(error).__name__}: {error}", locked=False)
+        return _fail(notifier, f"internal error: {type(error).__name__}: {error}", EXIT_FAILED)
     return 0
 
 
@@ -69,11 +79,17 @@ async def _run(
             raise
 
 
-def _fail(notifier: Notifier, text: str, *, locked: bool) -> int:
+def _code(error: SwarmError) -> int:
+    if isinstance(error, LockedError | RaftLockedError):
+        return EXIT_LOCKED
+    return EXIT_RETIRED if isinstance(error, RemovedError) else EXIT_FAILED
+
+
+def _fail(notifier: Notifier, text: str, code: int) -> int:
     notifier.status(text)
     with contextlib.suppress(OSError):
         print(" ".join(text.split()), file=sys.stderr)
-    return EXIT_LOCKED if locked else EXIT_FAILED
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,6 +24,7 @@ MAX_FILE: Final = 64 * 1024
 SECOND: Final = 1_000_000_000
 HOUR: Final = 3600 * SECOND
 MAX_POOLS: Final = 64
+MAX_JOINED: Final = 64
 MIN_DATA_PATH_PORT: Final = 1024
 MAX_DATA_PATH_PORT: Final = 49151
 MAX_SUBNET_SIZE: Final = 29
@@ -54,7 +55,8 @@ class ManagerConfig:
     """
 
     mode: Mode = Mode.INIT
-    """``init`` makes a cluster at the first start; later starts go on with what is stored."""
+    """``init`` makes a cluster at the first start, ``join`` enters one; later starts go on with what is
+    stored."""
     listen_addr: str = "0.0.0.0:2377"
     """``host:port`` this manager serves on; host 0.0.0.0 or [::] means every address of both families."""
     advertise_addr: str = ""
@@ -69,12 +71,16 @@ class ManagerConfig:
     """Validity of a node certificate, nanoseconds, at least an hour."""
     heartbeat_ns: int = 5 * SECOND
     """Time between a node's heartbeats, nanoseconds, at least a second; down after three missed."""
+    key_rotation_ns: int = 12 * HOUR
+    """Time between two rotations of the network keys, nanoseconds, at least a second."""
     task_history_limit: int = 5
     """Finished tasks kept per slot."""
     availability: Availability = Availability.ACTIVE
     """Availability of this node."""
     autolock: bool = False
     """Whether a restarted manager needs the unlock key."""
+    join_addrs: tuple[str, ...] = ()
+    """``host:port`` of managers, of which one takes this manager in at its first start (``join``)."""
     force_new_cluster: bool = False
     """Disaster recovery: go on alone with the state at hand, dropping every other manager."""
     snapshot_interval: int = 10_000
@@ -85,10 +91,12 @@ class ManagerConfig:
     def __post_init__(self) -> None:
         split_target(self.listen_addr)
         self._check_advertised()
+        self._check_joined()
         self._check_pools()
         _within("data_path_port", self.data_path_port, MIN_DATA_PATH_PORT, MAX_DATA_PATH_PORT)
         _within("cert_expiry_ns", self.cert_expiry_ns, HOUR, 1 << 62)
         _within("heartbeat_ns", self.heartbeat_ns, SECOND, HOUR)
+        _within("key_rotation_ns", self.key_rotation_ns, SECOND, 1 << 62)
         _within("task_history_limit", self.task_history_limit, -1, 1 << 31)
         _within("snapshot_interval", self.snapshot_interval, 1, 1 << 31)
         _within("max_snapshots", self.max_snapshots, 0, 1 << 16)
@@ -105,6 +113,14 @@ class ManagerConfig:
             raise InvalidArgumentError(
                 f"advertise_addr {self.advertise_addr} is no address a node could connect to"
             )
+
+    def _check_joined(self) -> None:
+        if len(self.join_addrs) > MAX_JOINED:
+            raise InvalidArgumentError(f"join_addrs names more than {MAX_JOINED} managers")
+        if self.mode is Mode.JOIN and not self.join_addrs:
+            raise InvalidArgumentError("join_addrs must name a manager to join")
+        for addr in self.join_addrs:
+            split_target(addr)
 
     def _check_pools(self) -> None:
         if len(self.default_address_pools) > MAX_POOLS:

@@ -12,7 +12,7 @@ import structlog
 
 from manager.api.backend import Backend
 from manager.cluster import ROTATION, NetworkKeys, rotated, without_expired
-from manager.raft.errors import NotLeaderError
+from manager.keyage import KeyAge
 from manager.raft.events import Role
 from manager.raft.node import RaftStatus
 from manager.store import Transaction
@@ -21,7 +21,10 @@ from swarm.errors import InvariantError, SwarmError
 CLEANING: Final = 3600.0
 """Seconds between two looks for removed nodes whose certificates ran out."""
 
+LONGEST_NAP: Final = 3600.0
 RETRY: Final = 10.0
+AGAIN: Final = 0.1
+"""Seconds before the duties begin again when one met the end of leadership."""
 
 log = structlog.get_logger(__name__)
 Duty = Callable[[], Awaitable[None]]
@@ -54,16 +57,6 @@ class Leadership:
         """Whether some manager leads, as far as this one knows."""
         return self._status is not None and self._status.leader_id is not None
 
-    def refusal(self) -> NotLeaderError | None:
-        """Return None while this manager leads, else the error that names the leader."""
-        if self.leading:
-            return None
-        leader_id = None if self._status is None else self._status.leader_id
-        if self._status is None or leader_id is None:
-            return NotLeaderError()
-        member = self._status.members.get(leader_id)
-        return NotLeaderError(leader_id, member.addr if member else None)
-
     async def run(self, duties: Sequence[Duty]) -> None:
         """Run the duties whenever this manager leads, until cancelled."""
         async with asyncio.TaskGroup() as group:
@@ -75,18 +68,18 @@ class Leadership:
                 await asyncio.wait([term])
 
     async def _serve(self, duties: Sequence[Duty]) -> None:
+        """Run the duties; what leadership that is about to end makes of one ends none but this term."""
         while True:
             try:
                 await self._barrier()
-                break
-            except InvariantError:
+                async with asyncio.TaskGroup() as group:
+                    for duty in duties:
+                        group.create_task(_run(duty))
+            except* InvariantError:
                 raise
-            except SwarmError as error:
-                log.warning("leadership.barrier.failed", detail=str(error))
-                await asyncio.sleep(0.1)
-        async with asyncio.TaskGroup() as group:
-            for duty in duties:
-                group.create_task(_run(duty))
+            except* SwarmError as failed:
+                log.warning("leadership.duty.failed", detail=str(failed.exceptions[0]))
+            await asyncio.sleep(AGAIN)
 
     async def _until(self, *, leading: bool) -> None:
         while self.leading is not leading:
@@ -98,16 +91,23 @@ async def _run(duty: Duty) -> None:
     await duty()
 
 
-async def rotate_keys(backend: Backend, period: float = ROTATION.total_seconds()) -> None:
+async def rotate_keys(
+    backend: Backend, period: float = ROTATION.total_seconds(), age: KeyAge | None = None
+) -> None:
     """Rotate the network keys, one generation each time, until cancelled.
 
     Args:
         backend: where the cluster object is.
         period: seconds between two rotations.
+        age: since when the keys are in force; since now when absent.
     """
+    age = age or KeyAge(None, backend.clock.wall)
     while True:
-        await asyncio.sleep(period)
         clock = backend.store.view.clusters.only().encryption_key_lamport_clock
+        age.note(clock)
+        if (left := age.left(period)) > 0:
+            await asyncio.sleep(min(left, LONGEST_NAP))
+            continue
 
         async def rotate(clock: int = clock) -> None:
             await rotate_once(backend, clock)

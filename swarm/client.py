@@ -17,8 +17,11 @@ from typing import Final
 import grpc
 
 from swarm import errors
+from swarm.api.docker.swarmkit.ca_pb2_grpc import CAStub
 from swarm.api.docker.swarmkit.control_pb2_grpc import ControlStub
+from swarm.api.overswarm.v1.keys_pb2_grpc import KeysStub
 from swarm.api.overswarm.v1.local_pb2_grpc import LocalStub
+from swarm.api.overswarm.v1.scheduler_pb2_grpc import ClientCertificatesStub
 
 DEFAULT_HOST: Final = "unix:///run/swarm/swarm.sock"
 MAX_MESSAGE: Final = 64 * 1024 * 1024
@@ -64,6 +67,9 @@ class Client:
     path: Path
     local: LocalStub
     control: ControlStub
+    ca: CAStub
+    keys: KeysStub
+    clients: ClientCertificatesStub
 
 
 def socket_path(host: str) -> Path:
@@ -98,7 +104,14 @@ def connect(host: str | None = None) -> Iterator[Client]:
         ("grpc.enable_http_proxy", 0),
     ]
     with grpc.insecure_channel(f"unix:{path}", options=options) as channel, translated(path):
-        yield Client(path=path, local=LocalStub(channel), control=ControlStub(channel))
+        yield Client(
+            path=path,
+            local=LocalStub(channel),
+            control=ControlStub(channel),
+            ca=CAStub(channel),
+            keys=KeysStub(channel),
+            clients=ClientCertificatesStub(channel),
+        )
 
 
 @contextmanager

@@ -47,6 +47,7 @@ class ContainerCalls:
                 wishes=tuple(wish(each, tuple(request.dns)) for each in request.networks),
                 labels=dict(request.labels),
                 dns_search=tuple(request.dns_search),
+                publish=tuple(request.publish),
             )
         )
         return local_pb2.CreateContainerResponse(id=made.spec.id, name=made.spec.name)
@@ -131,11 +132,16 @@ class ContainerCalls:
         )
         names = self._workloads.network_names()
         by_container: dict[str, list[local_pb2.LocalEndpoint]] = {}
+        published: dict[str, list[str]] = {}
         for each in self._workloads.endpoints():
+            published.setdefault(each.container_id, []).extend(each.published)
             by_container.setdefault(each.container_id, []).append(convert.endpoint(each, names))
         return local_pb2.ListContainersResponse(
             containers=[
-                convert.container(each, by_container.get(each.spec.id, ())) for each in found
+                convert.container(
+                    each, by_container.get(each.spec.id, ()), published.get(each.spec.id, ())
+                )
+                for each in found
             ]
         )
 

@@ -1,4 +1,4 @@
-"""The cluster's Control service, handed to the manager process byte for byte."""
+"""What only a manager answers, handed to the manager process byte for byte."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ import grpc.aio
 
 from swarm.errors import SwarmError
 
-PREFIX: Final = "/docker.swarmkit.v1.Control/"
+PREFIXES: Final = (
+    "/docker.swarmkit.v1.Control/",
+    "/docker.swarmkit.v1.CA/GetUnlockKey",
+    "/overswarm.v1.Keys/",
+    "/overswarm.v1.ClientCertificates/",
+    "/overswarm.v1.Scheduler/",
+)
+STREAMS: Final = frozenset({"/overswarm.v1.Scheduler/Watch"})
+"""Calls that a stream answers; all others are unary."""
+
+ANSWERED: Final = "overswarm-again"
+"""Trailing metadata key of every refusal that a manager made itself."""
+
 SOCKET: Final = Path("manager") / "control.sock"
 MAX_MESSAGE: Final = 64 << 20
 TIMEOUT: Final = 60.0
@@ -19,7 +31,7 @@ TIMEOUT: Final = 60.0
 
 
 class ControlProxy(grpc.GenericRpcHandler):
-    """Passes every unary call of the service on.
+    """Passes every call of these services on.
 
     Args:
         run_dir: where the manager process has its socket.
@@ -32,10 +44,16 @@ class ControlProxy(grpc.GenericRpcHandler):
         self._channel: grpc.aio.Channel | None = None
 
     def service(self, handler_call_details: Any) -> Any:
-        """Return the handler of one call, None when it is not of this service."""
+        """Return the handler of one call, None when it is not of these services."""
         method: str = handler_call_details.method
-        if not method.startswith(PREFIX):
+        if not method.startswith(PREFIXES):
             return None
+        if method in STREAMS:
+
+            async def copy(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+                await self._copy(method, request, context)
+
+            return grpc.unary_stream_rpc_method_handler(copy)
 
         async def forward(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
             return await self._forward(method, request, context)
@@ -46,6 +64,26 @@ class ControlProxy(grpc.GenericRpcHandler):
         """Close the connection to the manager."""
         if self._channel is not None:
             await self._channel.close()
+
+    async def _copy(
+        self, method: str, request: bytes, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """Pass a stream on for as long as both sides want it."""
+        try:
+            self._require()
+        except SwarmError as error:
+            await context.abort(grpc.StatusCode[error.status], str(error))
+        stream: Any = self._connection().unary_stream(method)
+        call = stream(request, metadata=context.invocation_metadata())
+        try:
+            async for message in call:
+                await context.write(message)
+        except grpc.aio.AioRpcError as error:
+            await context.abort(
+                error.code(), error.details() or "", tuple(error.trailing_metadata() or ())
+            )
+        finally:
+            call.cancel()
 
     async def _forward(
         self, method: str, request: bytes, context: grpc.aio.ServicerContext[Any, Any]
@@ -64,9 +102,10 @@ class ControlProxy(grpc.GenericRpcHandler):
             )
         except grpc.aio.AioRpcError as error:
             text = error.details() or ""
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                text = f"the manager of this node is not answering: {text}"
-            await context.abort(error.code(), text, error.trailing_metadata() or ())
+            answered = any(key == ANSWERED for key, _ in error.trailing_metadata() or ())
+            if error.code() is grpc.StatusCode.UNAVAILABLE and not answered:
+                text = "the manager of this node is not answering: it is starting, or ending"
+            await context.abort(error.code(), text, tuple(error.trailing_metadata() or ()))
             raise
         return answer
 

@@ -7,11 +7,13 @@ from typing import Final
 
 from google.protobuf.message import Message
 
+from agent.gossip.service import Gossip, Member
 from agent.node.overlay import Overlay
 from agent.node.state import Attachment
 from agent.workload.spec import State, Workload
 from swarm.api import codec
 from swarm.api.overswarm.v1 import local_pb2
+from swarm.identity.sockets import join_address
 from swarm.model import NodeAvailability
 
 _STATES: Final = {
@@ -46,9 +48,11 @@ def endpoint(attachment: Attachment, networks: Mapping[str, str]) -> local_pb2.L
 
 
 def container(
-    workload: Workload, endpoints: Iterable[local_pb2.LocalEndpoint]
+    workload: Workload,
+    endpoints: Iterable[local_pb2.LocalEndpoint],
+    published: Iterable[str] = (),
 ) -> local_pb2.Container:
-    """Convert a workload with its endpoints."""
+    """Convert a workload with its endpoints and published ports."""
     spec = workload.spec
     message = local_pb2.Container(
         id=spec.id,
@@ -62,6 +66,7 @@ def container(
         error=workload.message,
         hostname=spec.effective_hostname,
         netns=workload.netns_path,
+        published=published,
     )
     stamp(message.created_at, spec.created_at)
     stamp(message.started_at, workload.started_at)
@@ -103,3 +108,62 @@ def remote_endpoints(overlay: Overlay) -> list[local_pb2.RemoteEndpoint]:
 def availability(value: int) -> NodeAvailability:
     """Convert a node availability; the numbers are the same."""
     return NodeAvailability(value)
+
+
+def gossip(running: Gossip) -> local_pb2.GossipStatusResponse:
+    """Convert what the gossip layer says of itself."""
+    stats = running.stats()
+    return local_pb2.GossipStatusResponse(
+        self_name=running.node_name,
+        members=[_member(each) for each in running.members()],
+        networks=sorted(running.networks()),
+        key_fingerprints=stats.keys,
+        health_score=stats.health,
+        counters={
+            **{f"queue.{name}": count for name, count in stats.queues.items()},
+            **{f"refused.{cause}": count for cause, count in stats.refused.items()},
+            **{f"traffic.{name}": count for name, count in stats.traffic.items()},
+            "entries": stats.entries,
+            "pending_syncs": stats.pending_syncs,
+            "dropped": stats.dropped,
+            "trimmed": stats.trimmed,
+            "largest_frame": stats.largest_frame,
+        },
+        tables=[
+            local_pb2.GossipTable(
+                network=each.network,
+                table=each.table,
+                entries=each.visible,
+                own=each.own,
+                tombstones=each.tombstones,
+                hidden=each.hidden,
+            )
+            for each in running.tables()
+        ],
+        network_states=[
+            local_pb2.GossipNetwork(
+                id=each.id,
+                peers=each.peers,
+                in_sync=each.in_sync,
+                own_queue=each.own_queue,
+                relay_queue=each.relay_queue,
+            )
+            for each in running.network_states()
+        ],
+        seeds=[join_address(host, port) for host, port in running.seeds()],
+    )
+
+
+def _member(member: Member) -> local_pb2.GossipMember:
+    message = local_pb2.GossipMember(
+        name=member.name,
+        address=join_address(member.host, member.port),
+        state=member.state.name.lower(),
+        incarnation=member.incarnation,
+        networks=member.networks,
+    )
+    if member.compared is not None:
+        message.comparison.age = member.compared
+        message.comparison.entries = member.entries
+        message.comparison.lacking = member.lacking
+    return message

@@ -116,28 +116,7 @@ class NetworkCalls:
         gossip = None if member is None else member.gossip
         if gossip is None:
             raise PreconditionError("gossip is not running: this node is in no swarm, or starting")
-        stats = gossip.stats()
-        counters = {
-            **{f"queue.{name}": count for name, count in stats.queues.items()},
-            **{f"refused.{cause}": count for cause, count in stats.refused.items()},
-            "entries": stats.entries,
-            "pending_syncs": stats.pending_syncs,
-        }
-        return local_pb2.GossipStatusResponse(
-            self_name=gossip.node_name,
-            members=[
-                local_pb2.GossipMember(
-                    name=each.name,
-                    address=f"{each.host}:{each.port}",
-                    state=each.state.name.lower(),
-                )
-                for each in gossip.members()
-            ],
-            networks=sorted(gossip.networks()),
-            key_fingerprints=stats.keys,
-            health_score=stats.health,
-            counters=counters,
-        )
+        return convert.gossip(gossip)
 
     def _endpoint(self, attachment: Attachment) -> local_pb2.LocalEndpoint:
         return convert.endpoint(attachment, self._workloads.network_names())

@@ -99,6 +99,14 @@ class NodeCalls:
         return local_pb2.JoinResponse(node_id=node_id, manager=manager)
 
     @answering
+    async def Unlock(
+        self, request: local_pb2.UnlockRequest, _: Context
+    ) -> local_pb2.UnlockResponse:
+        """Unlock this node's manager."""
+        await self._node.unlock(request.unlock_key)
+        return local_pb2.UnlockResponse()
+
+    @answering
     async def Leave(self, request: local_pb2.LeaveRequest, _: Context) -> local_pb2.LeaveResponse:
         """Leave the cluster."""
         await self._node.leave(force=request.force)

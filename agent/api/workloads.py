@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import structlog
 
+from agent.balancer.hostports import parse
 from agent.node import host
 from agent.node.coordinator import AttachRequest, Coordinator
 from agent.node.node import Node
@@ -43,6 +44,8 @@ class Wish:
     ipv4: str = ""
     ipv6: str = ""
     upstreams: tuple[str, ...] = ()
+    publish: tuple[str, ...] = ()
+    """The container's published ports: with whichever network is its way out."""
 
     def encode(self) -> str:
         """Return the wish as text."""
@@ -52,8 +55,8 @@ class Wish:
     def decode(cls, text: str) -> Wish:
         """Read it back."""
         content: dict[str, Any] = json.loads(text)
-        for name in ("aliases", "upstreams"):
-            content[name] = tuple(content[name])
+        for name in ("aliases", "upstreams", "publish"):
+            content[name] = tuple(content.get(name, ()))
         return cls(**content)
 
 
@@ -72,6 +75,7 @@ class ContainerOptions:
     wishes: tuple[Wish, ...] = ()
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     dns_search: tuple[str, ...] = ()
+    publish: tuple[str, ...] = ()
 
 
 class Workloads:
@@ -105,6 +109,10 @@ class Workloads:
             raise InvalidArgumentError("a network has no name")
         if len(set(names)) != len(names):
             raise InvalidArgumentError("a network is named twice")
+        if options.publish and not names:
+            raise PreconditionError("ports are published with a network: name one")
+        for text in options.publish:
+            parse(text)
         if names:
             self.node.coordinator()
         taken = {workload.spec.name for workload in self.runtime.list()}
@@ -118,7 +126,10 @@ class Workloads:
                 hostname=options.hostname,
                 tty=options.tty,
                 stdin_open=options.stdin_open,
-                networks=tuple(wish.encode() for wish in options.wishes),
+                networks=tuple(
+                    dataclasses.replace(wish, publish=options.publish).encode()
+                    for wish in options.wishes
+                ),
                 labels=options.labels,
                 created_at=time.time(),
                 auto_remove=options.auto_remove,
@@ -146,6 +157,7 @@ class Workloads:
         try:
             for wish in wishes:
                 done.append(await self._attach(workload, wish))  # noqa: PERF401  # undone on failure
+            _check_published(wishes, done)
             await self._show_addresses(workload)
             await self.runtime.start(spec.id)
         except BaseException:
@@ -287,6 +299,7 @@ class Workloads:
                 ipv6=wish.ipv6,
                 aliases=wish.aliases,
                 upstreams=wish.upstreams or host.name_servers(),
+                publish=wish.publish,
             )
         )
 
@@ -313,6 +326,13 @@ class Workloads:
     async def _exited(self, workload: Workload) -> None:
         """Give back what an ended container held, while its namespaces still exist."""
         await self.node.container_gone(workload.spec.id)
+
+
+def _check_published(wishes: Sequence[Wish], done: Sequence[Attachment]) -> None:
+    if any(wish.publish for wish in wishes) and not any(each.published for each in done):
+        raise PreconditionError(
+            "no port can be published: all networks of the container are internal"
+        )
 
 
 def _same_namespace(netns: str, attachments: Sequence[Attachment]) -> Attachment | None:

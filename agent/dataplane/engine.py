@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import TypeVar
 
 from agent.dataplane import names
@@ -595,6 +596,11 @@ class Engine:
     def check_exits(self) -> Check:
         """Compare the ways out with what is wanted of them, and set them right."""
         return self._ways.check(self._homes)
+
+    def exit_address(self, endpoint_id: str) -> IPv4Address | None:
+        """Return the address of an endpoint's leg to the outside."""
+        exits = self._ways.exits
+        return exits.addresses.get(endpoint_id) if endpoint_id in exits.endpoints else None
 
     def endpoints_of(self, network_id: str) -> tuple[str, ...]:
         """Return the ids of a network's local endpoints."""

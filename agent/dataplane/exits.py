@@ -159,6 +159,8 @@ def _chains(settings: Settings, *, closed: bool) -> Mapping[str, tuple[str, tupl
         # What the routing mesh forwards is judged where it is translated.
         f'iifname "{names.MESH_DEVICE}" accept',
         f'oifname "{names.MESH_DEVICE}" accept',
+        # To a published port, by way of this host's own address.
+        f"oifname {_GW} ct status dnat accept",
         f"iifname {_GW} oifname {_GW} drop",
         f"iifname {_GW} accept",
         f"oifname {_GW} ct state established,related accept",
@@ -177,7 +179,11 @@ def _chains(settings: Settings, *, closed: bool) -> Mapping[str, tuple[str, tupl
         "exit-forward": ("type filter hook forward priority 0", tuple(forward)),
         "exit-nat": (
             "type nat hook postrouting priority 100",
-            (f"ip saddr {settings.exit_pool} oifname != {_GW} masquerade",),
+            (
+                f"ip saddr {settings.exit_pool} oifname != {_GW} masquerade",
+                # Legs do not know each other: the answer has to come back through here.
+                f"ip saddr {settings.exit_pool} oifname {_GW} ct status dnat masquerade",
+            ),
         ),
     }
 

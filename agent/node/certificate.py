@@ -22,7 +22,7 @@ from swarm.errors import (
     WireError,
 )
 from swarm.identity import certs
-from swarm.model import IssuanceState, NodeAvailability, NodeMembership
+from swarm.model import IssuanceState, NodeAvailability
 
 CALL_TIMEOUT: Final = 5.0
 """Seconds for one call; engines allow the same."""
@@ -103,8 +103,7 @@ async def request(
             ),
             timeout=CALL_TIMEOUT,
         )
-    if answer.node_membership == int(NodeMembership.PENDING) and not token:
-        raise PermissionDeniedError(f"manager {target} has not accepted this node")
+    # ``node_membership`` says nothing: an engine resets it to pending whenever ``docker node update`` is used.
     node_id: str = answer.node_id
     if not 0 < len(node_id) <= 64:
         raise WireError(f"manager {target} gave no usable node id")

@@ -8,9 +8,12 @@ and the last endpoint takes the network with it. Nothing polls.
 What is kept in the run directory is enough to do all of the telling again with the same ids, addresses
 and records, so that a restarted agent changes nothing for anybody.
 
-Load balancer addresses (``Node.attachments``) are known here but not published: nothing answers at them,
-since service traffic keeps the client's own address here, and a record for an address where nobody answers
-only makes other engines program entries for it.
+Load balancer addresses (``Node.attachments``) are not published: nothing answers at them, since service
+traffic keeps the client's own address here, and a record for an address where nobody answers only makes
+other engines program entries for it. The one on the ingress network is: it is how nodes of ours know each
+other there, and the source of what goes to an engine's tasks (:mod:`agent.balancer.mesh`).
+
+Endpoints of services' tasks come from :mod:`agent.tasks`, which also speaks for them to the managers.
 """
 
 from __future__ import annotations
@@ -22,15 +25,18 @@ import ipaddress
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
+from agent.balancer.hostports import HostPorts, parse
+from agent.balancer.steering import link_container
 from agent.dataplane.model import IPAddress, VxlanCounters, Wanted
 from agent.discovery.names import NameTable
 from agent.gossip.changes import TableChange
+from agent.gossip.records import PEER_TABLE
 from agent.node import records, spec
 from agent.node.jobs import Jobs
 from agent.node.memory import EntryLog
@@ -38,8 +44,15 @@ from agent.node.mirror import Mirror
 from agent.node.overlay import Overlay, endpoint_of, ips_of
 from agent.node.peers import PeerTable
 from agent.node.releases import Releases
-from agent.node.seams import DataplanePort, DiscoveryPort, GossipPort, SessionPort
-from agent.node.state import Attachment, RunDirectory
+from agent.node.seams import (
+    BalancerPort,
+    DataplanePort,
+    DiscoveryPort,
+    GossipPort,
+    MeshPort,
+    SessionPort,
+)
+from agent.node.state import Attachment, RunDirectory, ServicePart, Stage
 from swarm.errors import (
     ConflictError,
     DeadlineError,
@@ -50,9 +63,11 @@ from swarm.errors import (
     SwarmError,
     UnavailableError,
 )
+from swarm.kernel.netns import in_netns
 from swarm.model import (
     ContainerStatus,
     Network,
+    NetworkAttachment,
     Node,
     NodeAvailability,
     Task,
@@ -91,6 +106,11 @@ class AttachRequest:
     """A namespace made by somebody else: its default route is not touched."""
     upstreams: tuple[str, ...] = ()
     """Name servers for all other names."""
+    publish: tuple[str, ...] = ()
+    """Ports of this host to lead to the container, as ``PUBLISHED:TARGET/PROTOCOL``; they are
+    published with the endpoint that is its way out, and not at all if there is none."""
+    service: ServicePart | None = None
+    """Of a service's task."""
 
 
 class Coordinator:
@@ -101,6 +121,10 @@ class Coordinator:
         vtep: this node's tunnel address.
         session: with a manager.
         dataplane: running and ready.
+        balancer: of the same data plane.
+        mesh: likewise.
+        ports: likewise.
+        node: the manager's last word on this node, as far as there is one.
         discovery: running and ready; answers from ``names``.
         names: filled here.
         run_dir: where attachments are kept.
@@ -113,14 +137,22 @@ class Coordinator:
         vtep: IPAddress,
         session: SessionPort,
         dataplane: DataplanePort,
+        balancer: BalancerPort,
+        mesh: MeshPort,
+        ports: HostPorts,
         discovery: DiscoveryPort,
         names: NameTable,
         run_dir: RunDirectory,
+        node: Node | None = None,
         endpoint_ids: Callable[[], str] = lambda: secrets.token_hex(32),
     ) -> None:
         self._vtep = vtep
         self._session = session
         self._dataplane = dataplane
+        self._balancer = balancer
+        self._mesh = mesh
+        self._ports = ports
+        self._node = node
         self._discovery = discovery
         self._names = names
         self._run = run_dir
@@ -155,6 +187,7 @@ class Coordinator:
             await asyncio.sleep(0)  # the jobs' group opens
             await self._recover()
             self._ready.set()
+            self._jobs.start(self._hold_ingress())
             self.sweep()
 
     async def ready(self) -> None:
@@ -250,6 +283,50 @@ class Coordinator:
             )
             return attachment
 
+    async def attach_assigned(
+        self, request: AttachRequest, task_id: str, assigned: NetworkAttachment
+    ) -> Attachment:
+        """Put a service task's namespace on a network that came with the task.
+
+        Nobody is told of it before :meth:`set_stage` says that it serves. A second call for the
+        same task and network returns what the first one made.
+
+        Raises:
+            SwarmError: as :meth:`attach`, but for what only a manager's answer can be.
+        """
+        _check(request)
+        return await self._jobs.do(self._attach_assigned(request, task_id, assigned))
+
+    async def _attach_assigned(
+        self, request: AttachRequest, task_id: str, assigned: NetworkAttachment
+    ) -> Attachment:
+        lock = self._containers.setdefault(request.container_id, asyncio.Lock())
+        async with lock:
+            for known in self.attachments(request.container_id):
+                if known.network_id == assigned.network.id:
+                    return known
+            attachment = await self._place(task_id, assigned, request)
+        log.info(
+            "endpoint.attached",
+            container=attachment.container_name,
+            network=attachment.network_id,
+            addresses=attachment.addresses,
+            task=task_id,
+        )
+        return attachment
+
+    def set_stage(self, container_id: str, stage: Stage) -> None:
+        """Tell everybody that a service's backend serves, or takes no new flows any more."""
+        for attachment in self.attachments(container_id):
+            if attachment.service is None or attachment.service.stage is stage:
+                continue
+            changed = dataclasses.replace(
+                attachment, service=dataclasses.replace(attachment.service, stage=stage)
+            )
+            self._overlays[attachment.network_id].attachments[attachment.endpoint_id] = changed
+            self._run.save_attachment(changed)
+            self._announce(changed)
+
     def _check_free(self, request: AttachRequest) -> None:
         if self.availability is not NodeAvailability.ACTIVE:
             raise PreconditionError(
@@ -311,25 +388,66 @@ class Coordinator:
         self._release(task.id)
 
     async def _plug(self, task: Task, request: AttachRequest) -> Attachment:
-        assigned = task.networks[0]
-        network = assigned.network
         self._report(task.id, TaskState.PREPARING, request.container_id)
+        attachment = await self._place(task.id, task.networks[0], request)
+        self._ending.discard(task.id)
+        self._report(task.id, TaskState.RUNNING, request.container_id)
+        return attachment
+
+    async def _place(
+        self, task_id: str, assigned: NetworkAttachment, request: AttachRequest
+    ) -> Attachment:
+        """Make the network if it is not here yet, plug the endpoint, tell everybody."""
         while True:
-            overlay = self._overlay_of(network)
+            overlay = self._overlay_of(assigned.network)
             async with overlay.lock:
                 if overlay.closed:
                     continue  # its last endpoint went while this one waited
                 try:
-                    attachment = self._attachment(task, request, overlay)
+                    attachment = self._attachment(task_id, assigned, request, overlay)
                     await self._connect(overlay, attachment)
+                    attachment = await self._publish_ports(overlay, attachment, request.publish)
                 except BaseException:
                     await self._close_if_unused(overlay)
                     raise
             break
         self._announce(attachment)
-        self._ending.discard(task.id)
-        self._report(task.id, TaskState.RUNNING, request.container_id)
         return attachment
+
+    async def _publish_ports(
+        self, overlay: Overlay, attachment: Attachment, wished: tuple[str, ...]
+    ) -> Attachment:
+        """Publish a container's ports, if this endpoint is its way out; the lock is held."""
+        if not (wished and attachment.default_route):
+            return attachment
+        try:
+            address = await self._dataplane.exit_address(attachment.endpoint_id)
+            if address is None:
+                raise HostError("the container has no leg to the outside")
+            ports = self._ports.publish(
+                attachment.endpoint_id, [parse(text) for text in wished], address
+            )
+        except SwarmError:
+            await self._unconnect(overlay, attachment)
+            raise
+        changed = dataclasses.replace(attachment, published=tuple(map(str, ports)))
+        overlay.attachments[attachment.endpoint_id] = changed
+        self._run.save_attachment(changed)
+        return changed
+
+    async def _republish_ports(self) -> None:
+        """Reserve what an earlier agent has published; its rules are still there."""
+        for attachment in self.attachments():
+            if not attachment.published:
+                continue
+            try:
+                address = await self._dataplane.exit_address(attachment.endpoint_id)
+                if address is not None:
+                    ports = [parse(text) for text in attachment.published]
+                    self._ports.publish(attachment.endpoint_id, ports, address)
+            except SwarmError as error:
+                self.error = f"published ports: {error}"
+                log.warning("ports.lost", container=attachment.container_name, reason=str(error))
 
     def _overlay_of(self, network: Network) -> Overlay:
         overlay = self._overlays.get(network.id)
@@ -340,13 +458,17 @@ class Coordinator:
                 spec=translated,
                 peers=PeerTable(translated, self._vtep),
                 memory=EntryLog(self._run.memory_path(network.id)),
+                balancer=self._balancer,
+                mesh=self._mesh,
             )
             self._names.set_network(
                 network.id, network.spec.annotations.name, ingress=network.spec.ingress
             )
         return overlay
 
-    def _attachment(self, task: Task, request: AttachRequest, overlay: Overlay) -> Attachment:
+    def _attachment(
+        self, task_id: str, assigned: NetworkAttachment, request: AttachRequest, overlay: Overlay
+    ) -> Attachment:
         others = self.attachments(request.container_id)
         if any(other.network_id == overlay.network.id for other in others):
             raise ConflictError(
@@ -355,12 +477,12 @@ class Coordinator:
         taken = {other.interface for other in others}
         free = (f"eth{index}" for index in range(_MAX_INTERFACES))
         interface = request.interface or next(name for name in free if name not in taken)
-        addresses = _addresses(task)
+        addresses = _addresses((assigned,))
         self._order = max(self._order + 1, time.time_ns())
         has_exit = any(other.default_route for other in others)
         return Attachment(
             endpoint_id=self._endpoint_ids(),
-            attachment_id=task.id,
+            attachment_id=task_id,
             network_id=overlay.network.id,
             target=request.target,
             container_id=request.container_id,
@@ -374,6 +496,7 @@ class Coordinator:
             foreign=request.foreign,
             default_route=not (request.foreign or has_exit or overlay.spec.internal),
             upstreams=request.upstreams,
+            service=request.service,
         )
 
     async def _connect(self, overlay: Overlay, attachment: Attachment) -> None:
@@ -384,6 +507,7 @@ class Coordinator:
         if not overlay.prepared:
             await self._dataplane.put_network(overlay.spec)
             overlay.prepared = True
+            self._balancer.open(overlay.network.id)
             self._run.save_network(overlay.network)
         # Written first: after a crash in between, the next start finds it in the kernel or plugs it.
         self._run.save_attachment(attachment)
@@ -400,9 +524,16 @@ class Coordinator:
         if failures:
             await self._unconnect(overlay, attachment)
             raise failures[0]
+        if overlay.network.spec.ingress:
+            try:
+                await asyncio.to_thread(_steer, overlay, attachment)
+            except SwarmError:
+                await self._unconnect(overlay, attachment)
+                raise
 
     async def _unconnect(self, overlay: Overlay, attachment: Attachment) -> None:
         """Take an endpoint out of this node, however far it came; the lock is held."""
+        self._ports.withdraw(attachment.endpoint_id)
         await self._dataplane.unplug(attachment.endpoint_id)
         overlay.attachments.pop(attachment.endpoint_id, None)
         self._run.drop_attachment(attachment.endpoint_id)
@@ -435,14 +566,33 @@ class Coordinator:
         self._served.add(container_id)
 
     def _announce(self, attachment: Attachment) -> None:
-        self._names.put(
-            attachment.network_id,
-            attachment.endpoint_id,
-            records.names_of(attachment),
-            local=True,
-        )
+        names = records.names_of(attachment)
+        if names is not None:
+            self._names.put(attachment.network_id, attachment.endpoint_id, names, local=True)
+        self._balance(attachment)
         if self._mirror.gossip is not None:
             self._publish(self._mirror.gossip, attachment)
+
+    def _balance(self, attachment: Attachment) -> None:
+        """Make a service's endpoint a backend of its service on this node."""
+        overlay = self._overlays[attachment.network_id]
+        for key, ip in records.keys(attachment):
+            record = records.endpoint_record(attachment, ip)
+            subnet = overlay.spec.subnet_of(ip)
+            if record is None or attachment.service is None or subnet is None:
+                continue
+            overlay.balance(key, record, local=True)
+            if record.virtual_ip:
+                self._balancer.set_local(attachment.network_id, ip, subnet.gateway)
+
+    async def flows(self, container_id: str) -> int:
+        """Count the live TCP connections that lead to a container's endpoints."""
+        return sum(
+            [
+                await self._balancer.flows(attachment.network_id, ips_of(attachment))
+                for attachment in self.attachments(container_id)
+            ]
+        )
 
     def _publish(self, gossip: GossipPort, attachment: Attachment) -> None:
         gossip.join_network(attachment.network_id)
@@ -484,10 +634,12 @@ class Coordinator:
             attachment = self._find(endpoint_id)
             if attachment is None:
                 return
-            self._ending.add(attachment.attachment_id)
+            if attachment.service is None:
+                self._ending.add(attachment.attachment_id)
             await self._disconnect(attachment)
-            self._report(attachment.attachment_id, TaskState.COMPLETE, attachment.container_id)
-            self._release(attachment.attachment_id)
+            if attachment.service is None:
+                self._report(attachment.attachment_id, TaskState.COMPLETE, attachment.container_id)
+                self._release(attachment.attachment_id)
             log.info(
                 "endpoint.detached",
                 container=attachment.container_name,
@@ -504,12 +656,16 @@ class Coordinator:
                 for entry in reversed(records.entries(attachment, str(self._vtep))):
                     self._mirror.gossip.delete(entry.table, attachment.network_id, entry.key)
             self._names.remove(attachment.network_id, attachment.endpoint_id, local=True)
+            for key, ip in records.keys(attachment):
+                overlay.unbalance(key)
+                if attachment.service is not None:
+                    self._balancer.set_local(attachment.network_id, ip, None)
             await self._unconnect(overlay, attachment)
             await self._close_if_unused(overlay)
 
     async def _close_if_unused(self, overlay: Overlay) -> None:
         """Take a network away with its last endpoint; its lock is held."""
-        if overlay.attachments or overlay.closed:
+        if overlay.attachments or overlay.closed or overlay.held:
             return
         overlay.closed = True
         network_id = overlay.network.id
@@ -518,6 +674,7 @@ class Coordinator:
         if self._mirror.gossip is not None:
             self._mirror.gossip.leave_network(network_id)
         self._names.remove_network(network_id)
+        self._balancer.forget(network_id)
         overlay.memory.remove()
         self._run.drop_network(network_id)  # before any pause: the network may come again at once
         if overlay.prepared:
@@ -556,21 +713,17 @@ class Coordinator:
     def node_changed(self, node: Node) -> None:
         """Hear the manager's word on this node."""
         self.availability = node.spec.availability
+        self._node = node
+        if self._ready.is_set():
+            with contextlib.suppress(PreconditionError):  # stopping
+                self._jobs.start(self._hold_ingress())
 
     def task_assigned(self, task: Task) -> None:
-        """Hear of a task that is new or changed."""
+        """Hear of an attachment's task that is new or changed."""
         waiting = self._waiting.get(task.id)
         if waiting is not None:
             if not waiting.done() and _is_allocated(task):
                 waiting.set_result(task)
-            return
-        if task.spec.attachment is None:
-            self._report(
-                task.id,
-                TaskState.REJECTED,
-                "",
-                err="this node runs no service containers, only attachments",
-            )
             return
         attachment = self._by_attachment(task.id)
         if attachment is None:
@@ -606,6 +759,8 @@ class Coordinator:
         self.sweep()
         for attachment in self.attachments():
             task_id = attachment.attachment_id
+            if attachment.service is not None:
+                continue
             if self._session.task(task_id) is None and task_id not in self._ending:
                 self._ending.add(task_id)
                 self._jobs.start(self._reclaim(attachment))
@@ -613,7 +768,7 @@ class Coordinator:
     def _by_attachment(self, attachment_id: str) -> Attachment | None:
         for overlay in self._overlays.values():
             for attachment in overlay.attachments.values():
-                if attachment.attachment_id == attachment_id:
+                if attachment.attachment_id == attachment_id and attachment.service is None:
                     return attachment
         return None
 
@@ -636,7 +791,7 @@ class Coordinator:
             await self._detach(old.endpoint_id)
             return
         overlay = self._overlays.get(old.network_id)
-        if set(_addresses(task)) != set(old.addresses):
+        if set(_addresses(task.networks)) != set(old.addresses):
             self._release(task.id)
             await self._detach(old.endpoint_id)
         elif overlay is None or old.endpoint_id not in overlay.attachments:
@@ -668,6 +823,7 @@ class Coordinator:
         self._mirror.gossip = gossip
         if gossip is None:
             return
+        self._publish_identity()
         for attachment in self.attachments():
             self._publish(gossip, attachment)
 
@@ -675,15 +831,69 @@ class Coordinator:
         """Hear of a change in a table."""
         self._mirror.changed(change)
 
-    def confirm(self) -> None:
-        """Drop remembered entries that gossip did not repeat: their owners are gone."""
-        self._mirror.confirm()
+    def confirm(self, network_id: str | None = None, owners: Container[str] | None = None) -> None:
+        """Drop remembered entries (of a network, of some gossip nodes) that gossip did not repeat."""
+        self._mirror.confirm(network_id, owners)
+
+    # -- ingress ---------------------------------------------------------------------------
+
+    def _ingress(self) -> NetworkAttachment | None:
+        """Return this node's address on the ingress network, as the managers gave it."""
+        attachments = () if self._node is None else self._node.attachments
+        found = [each for each in attachments if each.network.spec.ingress and each.addresses]
+        return found[0] if found else None
+
+    async def _hold_ingress(self) -> None:
+        """Take part in the ingress network, which every node does."""
+        assigned = self._ingress()
+        if assigned is None or self._mesh.identity() is not None:
+            return
+        try:
+            while True:
+                overlay = self._overlay_of(assigned.network)
+                async with overlay.lock:
+                    if overlay.closed:
+                        continue
+                    overlay.held = True
+                    if not overlay.prepared:
+                        await self._dataplane.put_network(overlay.spec)
+                        overlay.prepared = True
+                        self._balancer.open(overlay.network.id)
+                        self._run.save_network(overlay.network)
+                break
+        except SwarmError as error:
+            self.error = f"published ports: {error}"
+            log.warning("ingress.failed", reason=str(error))
+            return
+        self._enter_mesh(overlay, assigned)
+        self._publish_identity()
+
+    def _enter_mesh(self, overlay: Overlay, assigned: NetworkAttachment) -> None:
+        address = ipaddress.ip_interface(assigned.addresses[0])
+        self._mesh.enter(overlay.spec, address.ip, address.network.prefixlen, overlay.peers.peers)
+        for key, record in overlay.records.items():
+            overlay.balance(key, record, local=False)
+        for attachment in overlay.attachments.values():
+            self._balance(attachment)
+
+    def _publish_identity(self) -> None:
+        identity = self._mesh.identity()
+        if self._mirror.gossip is None or identity is None:
+            return
+        network_id, key, value = identity
+        self._mirror.gossip.join_network(network_id)
+        self._mirror.gossip.put(PEER_TABLE, network_id, key, value)
 
     # -- start -----------------------------------------------------------------------------
 
     async def _recover(self) -> None:
         """Take over what an earlier agent left in the kernel and in the run directory."""
         known = {network.id: network for network in self._run.networks()}
+        ingress = self._ingress()
+        if ingress is not None and ingress.network.id in known:
+            overlay = self._overlay_of(known[ingress.network.id])
+            overlay.held = True
+            self._enter_mesh(overlay, ingress)
         for attachment in self._run.attachments():
             network = known.get(attachment.network_id)
             try:
@@ -698,18 +908,26 @@ class Coordinator:
                 continue
             overlay.attachments[attachment.endpoint_id] = attachment
             overlay.peers.claim(ips_of(attachment))
+            self._balance(attachment)
             self._order = max(self._order, attachment.order)
         for overlay in self._overlays.values():
             overlay.memory.load()
             for (table, key), value in overlay.memory.entries.items():
                 overlay.take(table, key, value, self._names)
+                overlay.owners[key] = overlay.memory.owners.get((table, key), "")
+                if table == PEER_TABLE:
+                    overlay.peers.fade(key)  # whatever gossip says of its address goes before it
             overlay.pending.clear()  # the reconcile takes them as a whole
         for stale in set(known) - set(self._overlays):
             self._run.drop_network(stale)
         await self._reconcile()
+        await self._republish_ports()
 
     async def _reconcile(self) -> None:
         overlays = tuple(self._overlays.values())
+        vips = {each.network.id: self._balancer.vips(each.network.id) for each in overlays}
+        assigned = self._ingress()
+        own = [] if assigned is None else [(assigned.network.id, _bare(assigned.addresses[0]))]
         report = await self._dataplane.reconcile(
             Wanted(
                 networks=tuple(overlay.spec for overlay in overlays),
@@ -719,6 +937,10 @@ class Coordinator:
                     for attachment in overlay.attachments.values()
                 ),
                 peers=tuple(peer for overlay in overlays for peer in overlay.peers.peers()),
+                vips=(
+                    *own,
+                    *((network_id, ip) for network_id, ips in vips.items() for ip in ips),
+                ),
             )
         )
         for failure in report.failed:
@@ -729,6 +951,8 @@ class Coordinator:
             self.error = f"{len(broken)} networks could not be restored"
         for overlay in overlays:
             overlay.prepared = True
+            self._balancer.open(overlay.network.id, vips[overlay.network.id])
+            self._mesh.touch(overlay.network.id)
         for endpoint_id in (*report.gone, *lost):
             self._jobs.start(self._detach(endpoint_id))
         self._jobs.start(self._resume(frozenset((*report.gone, *lost))))
@@ -740,7 +964,10 @@ class Coordinator:
             if attachment.endpoint_id not in dead:
                 containers[attachment.container_id] = None
                 self._announce(attachment)
-                self._report(attachment.attachment_id, TaskState.RUNNING, attachment.container_id)
+                if attachment.service is None:
+                    self._report(
+                        attachment.attachment_id, TaskState.RUNNING, attachment.container_id
+                    )
         for container_id in containers:
             async with self._containers.setdefault(container_id, asyncio.Lock()):
                 try:
@@ -770,6 +997,19 @@ def _check(request: AttachRequest) -> None:
             raise InvalidArgumentError(f"{text!r:.80} is not an IPv{version} address")
 
 
+def _bare(address: str) -> IPAddress:
+    return ipaddress.ip_interface(address).ip
+
+
+def _steer(overlay: Overlay, attachment: Attachment) -> None:
+    """Have a container answer clients of published ports the way they came; in a worker thread."""
+    for ip in ips_of(attachment):
+        subnet = overlay.spec.subnet_of(ip)
+        if subnet is not None and ip.version == 4:
+            with in_netns(attachment.netns):
+                link_container(attachment.interface, str(ip), str(subnet.gateway))
+
+
 def _is_allocated(task: Task) -> bool:
     return task.status.state >= TaskState.ASSIGNED and bool(
         task.status.state >= TaskState.COMPLETE or (task.networks and task.networks[0].addresses)
@@ -780,16 +1020,14 @@ def _container(task: Task) -> str:
     return "" if task.spec.attachment is None else task.spec.attachment.container_id
 
 
-def _addresses(task: Task) -> tuple[str, ...]:
-    """Return a task's addresses: the last IPv4 one (as engines choose), then IPv6 ones.
+def _addresses(networks: Iterable[NetworkAttachment]) -> tuple[str, ...]:
+    """Return the addresses assigned: the last IPv4 one (as engines choose), then IPv6 ones.
 
     Raises:
         HostError: the manager gave no usable address.
     """
     try:
-        found = [
-            ipaddress.ip_interface(address) for each in task.networks for address in each.addresses
-        ]
+        found = [ipaddress.ip_interface(address) for each in networks for address in each.addresses]
     except ValueError as error:
         raise HostError(f"the manager gave a malformed address: {error}") from error
     v4 = [interface for interface in found if interface.version == 4][-1:]

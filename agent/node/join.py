@@ -28,9 +28,8 @@ from swarm.errors import (
     StaleError,
     SwarmError,
     UnavailableError,
-    UnimplementedError,
 )
-from swarm.identity.certs import Credentials, Identity, Role, verify_chain
+from swarm.identity.certs import Credentials, Identity, verify_chain
 from swarm.identity.dialer import ROOT_NAME, DialError, TlsDialer
 from swarm.identity.sockets import join_address
 from swarm.identity.token import JoinToken, matches_root
@@ -86,7 +85,6 @@ async def join(
         TokenError: the token is malformed.
         PermissionDeniedError: the token is another cluster's.
         InvalidArgumentError: the manager does not know the token.
-        UnimplementedError: the token is for managers.
         UnavailableError: no manager could be reached; the text says why for each.
     """
     token = JoinToken.parse(token_text)
@@ -121,11 +119,6 @@ async def _join_one(
     identity = verify_chain(cert_pem, root, datetime.now(UTC))
     if identity.node_id != node_id:
         raise PermissionDeniedError(f"{target} issued a certificate for another node")
-    if identity.role is not Role.WORKER:
-        raise UnimplementedError(
-            "this join token is for managers, and this version supports one manager: "
-            "join with the worker token"
-        )
     return Joined(
         credentials=Credentials(root_pem=root, cert_pem=cert_pem, key_pem=key_pem),
         identity=identity,

@@ -23,7 +23,10 @@ from typing import Any, Final
 
 import structlog
 
-from agent.dataplane import Dataplane, Settings
+from agent.balancer import Balancer
+from agent.balancer.hostports import HostPorts
+from agent.balancer.mesh import Mesh
+from agent.dataplane import Dataplane, IpsecKey, Settings
 from agent.discovery.service import Discovery
 from agent.gossip.changes import TableChange
 from agent.gossip.config import LAN, GossipConfig, Timing
@@ -50,6 +53,8 @@ from agent.session.messages import (
     TaskRemoved,
 )
 from agent.session.service import Session
+from agent.tasks import TaskRunner
+from agent.workload.runtime import Runtime
 from swarm.errors import HostError, SwarmError
 from swarm.identity.certs import (
     CertificateError,
@@ -65,6 +70,7 @@ from swarm.model import NodeRole, Peer
 
 GOSSIP_PORT: Final = 7946
 GOSSIP_SUBSYSTEM: Final = "networking:gossip"
+IPSEC_SUBSYSTEM: Final = "networking:ipsec"
 DEFAULT_DATA_PORT: Final = 4789
 GOSSIP_RETRY: Final = 5.0
 GOSSIP_LEAVE: Final = 3.0
@@ -97,7 +103,10 @@ class Member:
         credentials: this node's certificate.
         managers: known so far.
         discovery: the daemon's name service.
+        runtime: the daemon's workloads.
         load: reads the certificate files anew.
+        change_role: takes a certificate of the other role: starts or ends this node's manager, stores
+            the certificate, and returns the new state.
         first: this is the first start after init or join, where any failure is fatal.
     """
 
@@ -109,7 +118,9 @@ class Member:
         credentials: Credentials,
         managers: tuple[Peer, ...],
         discovery: Discovery,
+        runtime: Runtime,
         load: Callable[[], Awaitable[Credentials | None]],
+        change_role: Callable[[Credentials], Awaitable[NodeState]],
         first: bool = False,
     ) -> None:
         rng = random.SystemRandom()
@@ -117,7 +128,9 @@ class Member:
         self.state = state
         self._first = first
         self._load = load
+        self._change_role = change_role
         self._discovery = discovery
+        self._runtime = runtime
         self._credentials = credentials
         known = settings.run.load_session()
         self._known = known
@@ -145,18 +158,24 @@ class Member:
             managers=lambda: self.session.managers,
             install=self._install,
             rng=rng,
+            scheduled=lambda: not self.state.manager,
         )
         self.coordinator: Coordinator | None = None
+        self.tasks: TaskRunner | None = None
+        self.mesh: Mesh | None = None
         self.gossip: Gossip | None = None
         self.dataplane: Dataplane | None = None
         self.error = ""
         """What is wrong now, for a person; empty when all is well."""
+        self.sessions = 0
+        """How often a manager has accepted a session."""
         self.serving = asyncio.Event()
         """Set when a manager has accepted this node and networks and gossip are up."""
         self._group: asyncio.TaskGroup | None = None
         self._opened = asyncio.Event()
         self._node_known = asyncio.Event()
         self._keys_known = asyncio.Event()
+        self._keys_changed = asyncio.Event()
         if known.node is not None:
             self._node_known.set()
         if known.keys:
@@ -189,17 +208,20 @@ class Member:
             self._group = group
             group.create_task(self._dialer.run())
             group.create_task(self.session.run())
-            group.create_task(
-                self._follow_certificate() if self.state.manager else self._renewal.run()
-            )
+            group.create_task(self._follow_certificate())
+            group.create_task(self._renewal.run())
             group.create_task(self._networks())
 
     async def leave(self) -> None:
         """Take everything off the networks and say goodbye; cancel ``run`` afterwards."""
+        if self.tasks is not None:
+            await self.tasks.leave()
         if self.coordinator is not None:
             await self.coordinator.detach_all(DETACH_WAIT)
         if self.gossip is not None:
             await self.gossip.leave(GOSSIP_LEAVE)
+        if self.mesh is not None:
+            await self.mesh.destroy()
         if self.dataplane is not None:
             await self.dataplane.destroy()
 
@@ -219,28 +241,78 @@ class Member:
                 if finding.level == "warning":
                     log.warning("host.finding", name=finding.name, text=finding.text)
             self.dataplane = dataplane
+            # Before anything of an earlier agent is looked at: its associations belong to these keys.
+            await self._install_keys(dataplane)
+            group.create_task(self._follow_keys(dataplane))
             await self._discovery.ready.wait()
+            balancer = Balancer(dataplane)
+            group.create_task(balancer.run())
+            ports = HostPorts(balancer)
+            group.create_task(ports.run())
+            mesh = Mesh(
+                dataplane,
+                balancer,
+                routers=self._settings.run.path / "netns",
+                vtep=vtep,
+                taken=ports.holds,
+            )
+            group.create_task(mesh.run())
             coordinator = Coordinator(
                 vtep=vtep,
                 session=self.session,
                 dataplane=dataplane,
+                balancer=balancer,
+                mesh=mesh,
+                ports=ports,
+                node=self._known.node,
                 discovery=self._discovery,
                 names=self._discovery.names,
                 run_dir=self._settings.run,
             )
             group.create_task(coordinator.run())
             await coordinator.ready()
-            self.coordinator = coordinator
+            self.coordinator, self.mesh = coordinator, mesh
             if self._known.node is not None:
                 coordinator.node_changed(self._known.node)
             coordinator.sweep()
             if self._complete:
                 coordinator.assignments_complete()
+            await self._run_tasks(coordinator, group)
             group.create_task(self._keep_gossip(coordinator))
+
+    async def _run_tasks(self, coordinator: Coordinator, group: asyncio.TaskGroup) -> None:
+        tasks = TaskRunner(session=self.session, coordinator=coordinator, runtime=self._runtime)
+        group.create_task(tasks.run())
+        await tasks.ready()
+        self.tasks = tasks
+        if self._complete:
+            tasks.complete()
 
     def _endpoints_gone(self, endpoint_ids: tuple[str, ...]) -> None:
         if self.coordinator is not None:
             self.coordinator.endpoints_gone(endpoint_ids)
+
+    # -- keys of encrypted networks ----------------------------------------------------------
+
+    async def _follow_keys(self, dataplane: Dataplane) -> None:
+        while True:
+            await self._keys_changed.wait()
+            self._keys_changed.clear()
+            await self._install_keys(dataplane)
+
+    async def _install_keys(self, dataplane: Dataplane) -> None:
+        keys = [
+            IpsecKey(lamport=key.lamport_time, key=key.key)
+            for key in self.session.keys
+            if key.subsystem == IPSEC_SUBSYSTEM
+        ]
+        if not keys:
+            return
+        try:
+            await dataplane.set_keys(keys)
+        except HostError as error:
+            # The former keys stay in force; encrypted networks only lose peers that rotate away from them.
+            log.warning("encryption.keys.refused", reason=str(error))
 
     # -- gossip ----------------------------------------------------------------------------
 
@@ -299,14 +371,19 @@ class Member:
     async def _confirm(self, gossip: Gossip, coordinator: Coordinator) -> None:
         """After a minute among others, let go of what nobody says any more."""
         together = 0.0
+        told: set[str] = set()
         while together < CONFIRM_AFTER:
             await asyncio.sleep(CONFIRM_AFTER / 12)
-            others = [
-                member
+            others = {
+                member.name
                 for member in gossip.members()
                 if member.state is State.ALIVE and member.name != gossip.node_name
-            ]
+            }
             together = together + CONFIRM_AFTER / 12 if others else 0.0
+            # A peer has shown the whole table a while ago, and these owners are there to ask.
+            for network_id in told:
+                coordinator.confirm(network_id, others)
+            told = {network.id for network in gossip.network_states() if network.syncs}
         coordinator.confirm()
 
     def _gossip_keys(self) -> list[GossipKey]:
@@ -334,8 +411,12 @@ class Member:
     def _hear(self, news: News) -> None:
         match news:
             case SessionOpened():
+                self.sessions += 1
                 self._remember(session_id=news.session_id)
                 self._opened.set()
+                if self.gossip is not None:
+                    # That manager may have been away; an engine's gossip waits to be called.
+                    self.gossip.set_seeds(self._seeds())
             case NodeChanged():
                 self._remember(node=news.node)
                 self._node_known.set()
@@ -343,6 +424,7 @@ class Member:
                     self.coordinator.node_changed(news.node)
             case KeysChanged():
                 self._remember(keys=news.keys)
+                self._keys_changed.set()
                 if self._gossip_keys():
                     self._keys_known.set()
                     if self.gossip is not None:
@@ -354,15 +436,24 @@ class Member:
             case RootOffered():
                 self._take_root(news.root_pem)
             case RenewalDemanded():
-                self._renewal.demand(Role.MANAGER if news.role else Role.WORKER)
+                role = Role.MANAGER if news.role else Role.WORKER
+                if role is Role.WORKER or not self.state.manager:
+                    self._renewal.demand(role)
             case TaskAssigned() if self.coordinator is not None:
-                self.coordinator.task_assigned(news.task)
+                if news.task.spec.attachment is not None:
+                    self.coordinator.task_assigned(news.task)
+                elif self.tasks is not None:
+                    self.tasks.assigned(news.task)
             case TaskRemoved() if self.coordinator is not None:
                 self.coordinator.task_removed(news.task_id)
+                if self.tasks is not None:
+                    self.tasks.removed(news.task_id)
             case AssignmentsComplete():
                 self._complete = True
                 if self.coordinator is not None:
                     self.coordinator.assignments_complete()
+                if self.tasks is not None:
+                    self.tasks.complete()
             case _:
                 pass
 
@@ -395,16 +486,25 @@ class Member:
         self._dialer.reload(credentials)
         self._credentials = credentials
         self._renewal.credentials = credentials
-        if not self.state.manager:
+        identity = credentials.identity
+        manager = identity is not None and identity.role is Role.MANAGER
+        if manager is not self.state.manager:
+            self._spawn(self._take_role(credentials))
+        elif not manager:
             self._spawn(
                 asyncio.to_thread(KeyStore(self._settings.state.certificates).save, credentials)
             )
         self.session.redescribe()
 
+    async def _take_role(self, credentials: Credentials) -> None:
+        self.state = await self._change_role(credentials)
+
     async def _follow_certificate(self) -> None:
-        """Use what the manager process renews."""
+        """On a manager, use what its own process renews."""
         while True:
             await asyncio.sleep(CERTIFICATE_CHECK)
+            if not self.state.manager:
+                continue
             try:
                 credentials = await self._load()
             except SwarmError as error:

@@ -2,7 +2,7 @@
 
 A fresh agent knows nobody until gossip has synchronised; taking the kernel's entries away until then
 would cut running transfers. One append-only file a network in the run directory: a line an entry, the
-last line of a key counts. It is written without sync: it has to survive the agent, not the machine.
+last line of a key counts, with the gossip node that wrote the entry. It is written without sync: it has to survive the agent, not the machine.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class EntryLog:
         self._path = path
         self._lines = 0
         self.entries: dict[Key, bytes] = {}
+        self.owners: dict[Key, str] = {}
+        """Names of the gossip nodes that wrote them; a node keeps its name over a restart."""
         self.unconfirmed: set[Key] = set()
         """Entries that come from the file and that gossip has not repeated yet."""
 
@@ -56,40 +58,50 @@ class EntryLog:
         self.unconfirmed = set(self.entries)
         self._compact()
 
-    def put(self, table: str, key: str, value: bytes) -> None:
+    def put(self, table: str, key: str, value: bytes, owner: str = "") -> None:
         """Remember an entry."""
-        self.unconfirmed.discard((table, key))
-        if self.entries.get((table, key)) != value:
-            self.entries[table, key] = value
-            self._append(table, key, base64.b64encode(value).decode("ascii"))
+        place = (table, key)
+        self.unconfirmed.discard(place)
+        if self.entries.get(place) != value or self.owners.get(place, "") != owner:
+            self.entries[place], self.owners[place] = value, owner
+            self._append(self._line(place))
 
     def delete(self, table: str, key: str) -> None:
         """Forget an entry."""
         self.unconfirmed.discard((table, key))
+        self.owners.pop((table, key), None)
         if self.entries.pop((table, key), None) is not None:
-            self._append(table, key, None)
+            self._append([table, key, None])
 
     def remove(self) -> None:
         """Remove the file."""
         self.entries.clear()
+        self.owners.clear()
         self.unconfirmed.clear()
         self._path.unlink(missing_ok=True)
 
     def _take(self, line: str) -> None:
         try:
-            table, key, value = json.loads(line)
+            table, key, value, *owner = json.loads(line)
+            place = (str(table), str(key))
             if value is None:
-                self.entries.pop((table, key), None)
+                self.entries.pop(place, None)
+                self.owners.pop(place, None)
             else:
-                self.entries[str(table), str(key)] = base64.b64decode(value, validate=True)
+                self.entries[place] = base64.b64decode(value, validate=True)
+                self.owners[place] = str(owner[0]) if owner else ""
         except (ValueError, TypeError, binascii.Error):
             return
 
-    def _append(self, table: str, key: str, value: str | None) -> None:
+    def _line(self, place: Key) -> list[str | None]:
+        value = base64.b64encode(self.entries[place]).decode("ascii")
+        return [*place, value, self.owners.get(place, "")]
+
+    def _append(self, line: list[str | None]) -> None:
         self._lines += 1
         # A full disk must not stop the data plane.
         with contextlib.suppress(OSError), self._path.open("a", encoding="ascii") as file:
-            file.write(json.dumps([table, key, value]) + "\n")
+            file.write(json.dumps(line) + "\n")
         self._compact()
 
     def _compact(self) -> None:
@@ -98,10 +110,7 @@ class EntryLog:
         staged = self._path.with_name(f".{self._path.name}.new")
         with contextlib.suppress(OSError):
             staged.write_text(
-                "".join(
-                    json.dumps([table, key, base64.b64encode(value).decode("ascii")]) + "\n"
-                    for (table, key), value in self.entries.items()
-                ),
+                "".join(json.dumps(self._line(place)) + "\n" for place in self.entries),
                 encoding="ascii",
             )
             staged.replace(self._path)

@@ -8,7 +8,7 @@ host that is cut off from the control plane, carries traffic all the same.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Final
 
 import structlog
@@ -84,17 +84,27 @@ class Mirror:
             overlay.take(change.table, change.key, None, self._names)
         else:
             overlay.owners[change.key] = change.owner
-            overlay.memory.put(change.table, change.key, change.value)
+            overlay.memory.put(change.table, change.key, change.value, change.owner)
             overlay.take(change.table, change.key, change.value, self._names)
         if overlay.pending:
             self._dirty.set()
 
-    def confirm(self) -> None:
-        """Drop remembered entries that gossip did not repeat: their owners are gone."""
+    def confirm(self, network_id: str | None = None, owners: Container[str] | None = None) -> None:
+        """Drop remembered entries that gossip did not repeat: they are gone.
+
+        Args:
+            network_id: only of this network; None: of all.
+            owners: only entries these gossip nodes wrote; None: whoever wrote them.
+        """
         for overlay in self._overlays.values():
+            if network_id not in {None, overlay.network.id}:
+                continue
             for table, key in tuple(overlay.memory.unconfirmed):
+                if owners is not None and overlay.memory.owners.get((table, key)) not in owners:
+                    continue
                 log.info("entry.unconfirmed", network=overlay.network.id, table=table, key=key)
                 overlay.memory.delete(table, key)
+                overlay.owners.pop(key, None)
                 overlay.take(table, key, None, self._names)
             if overlay.pending:
                 self._dirty.set()

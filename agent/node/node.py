@@ -6,13 +6,15 @@ Each change is all or nothing: an init or join that fails leaves no file, no pro
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
-import grpc.aio
 import structlog
 
 from agent.discovery.service import Discovery
@@ -21,13 +23,14 @@ from agent.node import host
 from agent.node.address import Addresses, resolve
 from agent.node.coordinator import Coordinator
 from agent.node.join import join, targets
+from agent.node.local import LocalManager
 from agent.node.member import Member, MemberSettings
 from agent.node.state import NodeState, RunDirectory, StateDirectory
-from agent.session.service import manager_error
 from agent.supervisor import Supervisor
-from swarm.api.docker.swarmkit import ca_pb2, ca_pb2_grpc
+from agent.workload.runtime import Runtime
 from swarm.errors import (
     DeadlineError,
+    HostError,
     InvalidArgumentError,
     InvariantError,
     PreconditionError,
@@ -36,7 +39,7 @@ from swarm.errors import (
 from swarm.identity.certs import Credentials, Role
 from swarm.identity.keystore import KeyStore, LockedError
 from swarm.identity.sockets import join_address, split_target
-from swarm.identity.unlock import format_unlock_key
+from swarm.identity.unlock import format_unlock_key, parse_unlock_key
 from swarm.model import NodeAvailability, Peer
 
 START_TIMEOUT: Final = 30.0
@@ -64,11 +67,9 @@ ALREADY: Final = (
     "and join another one."
 )
 NO_SWARM: Final = "This node is not part of a swarm"
-LAST_MANAGER: Final = (
-    "You are attempting to leave the swarm on a node that is participating as a manager. "
-    "Removing the last manager erases all current state of the swarm. "
-    "Use `--force` to ignore this message."
-)
+LEAVE: Final = 20.0
+FORCED_LEAVE: Final = 5.0
+"""Seconds the others have to let a manager go; one that leaves by force goes anyway."""
 
 log = structlog.get_logger(component="node")
 
@@ -133,10 +134,13 @@ class _Membership:
     state: NodeState
     member: Member | None = None
     supervisor: Supervisor | None = None
+    manager_task: asyncio.Task[None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     error: str = ""
     failure: SwarmError | None = None
     failed: asyncio.Event = field(default_factory=asyncio.Event)
+    retry: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a failed member should start again without waiting."""
 
 
 class Node:
@@ -145,10 +149,12 @@ class Node:
     Args:
         settings: of the daemon.
         discovery: the daemon's name service, run by the daemon.
+        runtime: the daemon's workloads, recovered and run by the daemon.
     """
 
-    def __init__(self, settings: NodeSettings, *, discovery: Discovery) -> None:
+    def __init__(self, settings: NodeSettings, *, discovery: Discovery, runtime: Runtime) -> None:
         self.settings = settings
+        self._runtime = runtime
         self._discovery = discovery
         self._state = StateDirectory(settings.state_dir)
         self._run_dir = RunDirectory(settings.run_dir)
@@ -319,16 +325,7 @@ class Node:
 
     async def _unlock_key(self) -> bytes:
         """Ask the manager process of this node for its unlock key; empty when autolock is off."""
-        path = self.settings.run_dir / CONTROL_SOCKET
-        async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-            try:
-                answer = await ca_pb2_grpc.CAStub(channel).GetUnlockKey(
-                    ca_pb2.GetUnlockKeyRequest(), timeout=START_TIMEOUT
-                )
-            except grpc.aio.AioRpcError as error:
-                raise manager_error(error, "of this node") from error
-        key: bytes = answer.unlock_key
-        return key
+        return await LocalManager(self.settings.run_dir / CONTROL_SOCKET).unlock_key(START_TIMEOUT)
 
     async def _load_credentials(self) -> Credentials | None:
         """Load the certificate; a locked key is opened with what the running manager knows."""
@@ -344,10 +341,13 @@ class Node:
         if membership is None or not membership.state.manager:
             raise PreconditionError(NOT_MANAGER)
         config = self._state.load_manager_config()
+        key = b""
+        with contextlib.suppress(SwarmError):  # a manager that does not run may still need none
+            key = await self._unlock_key()
         self._state.save_manager_config({**config, "force_new_cluster": True})
         await self._stop(membership)
         try:
-            supervisor = self._start_manager(membership)
+            supervisor = self._start_manager(membership, key=key)
             await supervisor.ready(START_TIMEOUT)
         finally:
             self._state.save_manager_config({**config, "force_new_cluster": False})
@@ -398,9 +398,14 @@ class Node:
             manager=joined.identity.role is Role.MANAGER,
             addresses=addresses,
         )
+        if state.manager:
+            others = [joined.manager, *(each for each in remotes if each != joined.manager)]
+            self._state.save_manager_config(_joining_config(addresses, others))
         self._state.save(state)
         self._state.save_managers((Peer(addr=joined.manager),))
         membership = self._membership = _Membership(state=state)
+        if state.manager:
+            await self._start_manager(membership).ready(START_TIMEOUT)
         self._start_member(membership, first=True)
         await self._until_serving(membership)
         log.info("node.joined", node=state.node_id, cluster=state.cluster_id)
@@ -412,21 +417,96 @@ class Node:
         """Leave the cluster and forget everything about it; containers go on without its networks.
 
         Raises:
-            PreconditionError: the node is in no cluster, or is its manager and ``force`` is not given.
+            PreconditionError: the node is in no cluster, or is a manager that the others cannot do
+                without, and ``force`` is not given.
         """
         async with self._changing:
             membership = self._membership
             if membership is None:
                 raise PreconditionError(NO_SWARM)
-            if membership.state.manager and not force:
-                raise PreconditionError(LAST_MANAGER)
+            manager = membership.state.manager
+            local = LocalManager(self.settings.run_dir / CONTROL_SOCKET)
+            if manager and not force:
+                await local.check_departure(membership.state.node_id)
             if membership.member is not None:
                 try:
                     await membership.member.leave()
                 except SwarmError as error:
                     log.warning("node.leave.incomplete", reason=str(error))
+            if manager:
+                try:
+                    await local.leave(FORCED_LEAVE if force else LEAVE)
+                except SwarmError as error:
+                    if not force:
+                        raise
+                    log.warning("node.leave.forced", reason=str(error))
             await self._undo()
             log.info("node.left", node=membership.state.node_id)
+
+    # -- roles -----------------------------------------------------------------------------
+
+    async def unlock(self, key: str) -> None:
+        """Start a locked manager with its unlock key.
+
+        Raises:
+            UnlockKeyError: the text is no unlock key.
+            PreconditionError: this manager is not locked, or the key is not its own.
+            DeadlineError: the manager does not get ready.
+        """
+        membership = self._membership
+        if membership is None:
+            raise PreconditionError(NOT_MEMBER)
+        supervisor = membership.supervisor
+        if supervisor is None or not supervisor.locked:
+            raise PreconditionError("swarm is not locked")
+        parse_unlock_key(key)
+        supervisor.unlock(key.strip())
+        try:
+            await supervisor.ready(START_TIMEOUT)
+        except HostError as error:
+            if supervisor.locked:
+                raise PreconditionError(
+                    "swarm could not be unlocked: invalid key provided"
+                ) from error
+            raise
+        membership.retry.set()
+        log.info("node.unlocked", node=membership.state.node_id)
+
+    async def _change_role(self, membership: _Membership, credentials: Credentials) -> NodeState:
+        """Begin or end to be a manager, as a new certificate says.
+
+        Whatever step a crash comes after, the session demands the certificate anew, and the rest is made
+        up for.
+        """
+        async with self._changing:
+            identity = credentials.identity
+            manager = identity is not None and identity.role is Role.MANAGER
+            store = KeyStore(self._state.certificates)
+            state = dataclasses.replace(membership.state, manager=manager)
+            if manager:
+                others = [peer.addr for peer in self._state.load_managers()]
+                await asyncio.to_thread(store.save, credentials)
+                self._state.save_manager_config(_joining_config(state.addresses, others))
+                self._state.save(state)
+                membership.state = state
+                self._start_manager(membership)
+            else:
+                await self._end_manager(membership)
+                # Only now: the manager process looks after these files while it runs.
+                await asyncio.to_thread(store.save, credentials)
+                self._state.save(state)
+                membership.state = state
+                await asyncio.to_thread(self._state.wipe_manager)
+            log.info("node.role.changed", manager=manager)
+            return state
+
+    async def _end_manager(self, membership: _Membership) -> None:
+        task, membership.manager_task = membership.manager_task, None
+        membership.supervisor = None
+        if task is not None:
+            membership.tasks.remove(task)
+            task.cancel()
+            await asyncio.wait({task})
 
     # -- parts -----------------------------------------------------------------------------
 
@@ -446,14 +526,17 @@ class Node:
             route=route,
         )
 
-    def _start_manager(self, membership: _Membership) -> Supervisor:
+    def _start_manager(self, membership: _Membership, *, key: bytes = b"") -> Supervisor:
         assert self._group is not None  # noqa: S101  # run() is running
         supervisor = membership.supervisor = Supervisor(
             state_dir=self.settings.state_dir,
             run_dir=self.settings.run_dir,
             log_level=self.settings.log_level,
         )
-        membership.tasks.append(self._group.create_task(supervisor.run()))
+        if key:
+            supervisor.unlock(format_unlock_key(key))
+        membership.manager_task = self._group.create_task(supervisor.run())
+        membership.tasks.append(membership.manager_task)
         return supervisor
 
     def _start_member(self, membership: _Membership, *, first: bool) -> None:
@@ -478,7 +561,10 @@ class Node:
             finally:
                 membership.member = None
                 first = False
-            await asyncio.sleep(pause)
+            membership.retry.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await membership.retry.wait()
             pause = min(2 * pause, RETRY_MAX)
 
     async def _run_member(self, membership: _Membership, *, first: bool) -> None:
@@ -507,7 +593,9 @@ class Node:
             credentials=credentials,
             managers=self._state.load_managers(),
             discovery=self._discovery,
+            runtime=self._runtime,
             load=self._load_credentials,
+            change_role=lambda credentials: self._change_role(membership, credentials),
             first=first,
         )
 
@@ -540,7 +628,7 @@ class Node:
             task.cancel()
             await asyncio.wait({task})
         membership.tasks.clear()
-        membership.member = membership.supervisor = None
+        membership.member = membership.supervisor = membership.manager_task = None
 
     async def _undo(self) -> None:
         """Stop and forget a membership, however far it came."""
@@ -594,6 +682,16 @@ def _check_init(options: InitOptions) -> None:
     hour = 3600 * 1_000_000_000
     if 0 < options.cert_expiry_ns < hour:
         raise InvalidArgumentError("node certificates must be valid for at least an hour")
+
+
+def _joining_config(addresses: Addresses, managers: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a manager that joins others."""
+    return {
+        "mode": "join",
+        "listen_addr": addresses.listen,
+        "advertise_addr": join_address(addresses.advertise, addresses.advertise_port),
+        "join_addrs": list(managers),
+    }
 
 
 def _manager_config(options: InitOptions, addresses: Addresses) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from agent.balancer.table import Backend
 from agent.dataplane.model import Endpoint, IPAddress, NetnsRef, Network, Peer
 from agent.discovery.names import NameRecord, NameTable
 from agent.gossip.records import (
@@ -19,6 +20,7 @@ from agent.gossip.records import (
 )
 from agent.node.memory import EntryLog
 from agent.node.peers import PeerChange, PeerTable
+from agent.node.seams import BalancerPort, MeshPort
 from agent.node.state import Attachment
 from swarm import model
 from swarm.errors import WireError
@@ -60,6 +62,9 @@ class Overlay:
         closed: the last endpoint went; make a new object.
         pending: addresses whose peer changed since the data plane was told.
         records: endpoint records of others, for people who ask.
+        balancer: hears of services' backends.
+        mesh: hears of those on the ingress network.
+        held: this node takes part whether it has endpoints or not.
         owners: names of the gossip nodes that wrote peer records, likewise.
     """
 
@@ -67,6 +72,9 @@ class Overlay:
     spec: Network
     peers: PeerTable
     memory: EntryLog
+    balancer: BalancerPort
+    mesh: MeshPort
+    held: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     attachments: dict[str, Attachment] = field(default_factory=dict)
     prepared: bool = False
@@ -79,6 +87,7 @@ class Overlay:
         """Take one entry of a table (None: deleted) into peers and names; nonsense is refused."""
         if table == PEER_TABLE:
             self._take_peer(key, value)
+            self.mesh.touch(self.network.id)
         elif table == ENDPOINT_TABLE:
             self._take_endpoint(key, value, names)
 
@@ -115,16 +124,15 @@ class Overlay:
                     "endpoint.record.refused", network=self.network.id, key=key, reason=str(error)
                 )
         if record is None:
-            self.records.pop(key, None)
-            names.remove(self.network.id, key)
+            self._drop_endpoint(key, names)
             return
         address = ipaddress.ip_address(record.endpoint_ip)
         if self.spec.subnet_of(address) is None:
             log.warning("endpoint.record.foreign", network=self.network.id, key=key)
-            self.records.pop(key, None)
-            names.remove(self.network.id, key)
+            self._drop_endpoint(key, names)
             return
         self.records[key] = record
+        self.balance(key, record, local=False)
         names.put(
             self.network.id,
             key,
@@ -139,3 +147,30 @@ class Overlay:
                 disabled=record.service_disabled,
             ),
         )
+
+    def _drop_endpoint(self, key: str, names: NameTable) -> None:
+        self.records.pop(key, None)
+        names.remove(self.network.id, key)
+        self.unbalance(key)
+
+    def unbalance(self, key: str) -> None:
+        """Tell balancer and mesh that a record is gone."""
+        self.balancer.remove(self.network.id, key)
+        self.mesh.remove(self.network.id, key)
+
+    def balance(self, key: str, record: EndpointRecord, *, local: bool) -> None:
+        """Tell balancer and mesh of a record; a virtual address that cannot be one counts as none."""
+        self.mesh.put(self.network.id, key, record, local=local)
+        ip = ipaddress.ip_address(record.endpoint_ip)
+        vip = ipaddress.ip_address(record.virtual_ip) if record.virtual_ip else None
+        subnet = None if vip is None else self.spec.subnet_of(vip)
+        if (
+            vip is None
+            or subnet is None
+            or vip in {ip, subnet.gateway}
+            or vip.version != ip.version
+        ):
+            self.balancer.remove(self.network.id, key)
+            return
+        backend = Backend(vip=vip, ip=ip, serving=not record.service_disabled)
+        self.balancer.put(self.network.id, key, backend)

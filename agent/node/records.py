@@ -14,9 +14,16 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Final
 
-from agent.discovery.names import NameRecord
-from agent.gossip.records import ENDPOINT_TABLE, PEER_TABLE, EndpointRecord, PeerRecord
-from agent.node.state import Attachment
+from agent.discovery.names import IPAddress, NameRecord
+from agent.gossip.records import (
+    ENDPOINT_TABLE,
+    PEER_TABLE,
+    EndpointRecord,
+    PeerRecord,
+    PortConfig,
+    Protocol,
+)
+from agent.node.state import Attachment, ServicePart, Stage
 
 SHORT_ID: Final = 12
 """Digits of a container id that also are a name of it."""
@@ -57,27 +64,75 @@ def task_aliases(attachment: Attachment) -> tuple[str, ...]:
 def entries(attachment: Attachment, vtep: str) -> list[Entry]:
     """Return an endpoint's entries in the order they are put; they are deleted in reverse."""
     found: list[Entry] = []
-    for address in attachment.addresses:
+    for address, (key, _) in zip(attachment.addresses, keys(attachment), strict=True):
         interface = ipaddress.ip_interface(address)
-        first = interface.version == 4 or len(attachment.addresses) == 1
-        key = attachment.endpoint_id if first else second_key(attachment.endpoint_id)
         peer = PeerRecord(
             endpoint_ip=str(interface), endpoint_mac=attachment.mac, tunnel_endpoint_ip=vtep
         )
-        endpoint = EndpointRecord(
-            name=attachment.container_name,
-            endpoint_ip=str(interface.ip),
-            task_aliases=task_aliases(attachment),
-        )
         found.append(Entry(table=PEER_TABLE, key=key, value=peer.encode()))
-        found.append(Entry(table=ENDPOINT_TABLE, key=key, value=endpoint.encode()))
+        endpoint = endpoint_record(attachment, interface.ip)
+        if endpoint is not None:
+            found.append(Entry(table=ENDPOINT_TABLE, key=key, value=endpoint.encode()))
     return found
 
 
-def names_of(attachment: Attachment) -> NameRecord:
-    """Return what an endpoint contributes to this node's own table of names."""
+def keys(attachment: Attachment) -> list[tuple[str, IPAddress]]:
+    """Return the key of each of an endpoint's addresses in the tables."""
+    found = []
+    for address in attachment.addresses:
+        ip = ipaddress.ip_interface(address).ip
+        first = ip.version == 4 or len(attachment.addresses) == 1
+        key = attachment.endpoint_id if first else second_key(attachment.endpoint_id)
+        found.append((key, ip))
+    return found
+
+
+def endpoint_record(attachment: Attachment, ip: IPAddress) -> EndpointRecord | None:
+    """Return what one address of an endpoint is called; None while nobody is to know of it."""
+    part = attachment.service or ServicePart(stage=Stage.SERVING)
+    if part.stage is Stage.STARTING:
+        return None
+    virtual = [text for text in part.virtual_ips if _version(text) == ip.version]
+    return EndpointRecord(
+        name=attachment.container_name,
+        service_name=part.service_name,
+        service_id=part.service_id,
+        virtual_ip=virtual[0] if virtual else "",
+        endpoint_ip=str(ip),
+        ingress_ports=tuple(map(parse_port, part.ports)),
+        aliases=part.aliases,
+        task_aliases=task_aliases(attachment),
+        service_disabled=part.stage is Stage.DRAINING,
+    )
+
+
+def parse_port(text: str) -> PortConfig:
+    """Read ``PUBLISHED:TARGET/PROTOCOL``, as an attachment's file has it."""
+    published, _, rest = text.partition(":")
+    target, _, protocol = rest.partition("/")
+    return PortConfig(
+        protocol=Protocol[protocol.upper()],
+        target_port=int(target),
+        published_port=int(published),
+    )
+
+
+def _version(text: str) -> int:
+    return ipaddress.ip_address(text).version
+
+
+def names_of(attachment: Attachment) -> NameRecord | None:
+    """Return what an endpoint contributes to this node's own table of names; None: nothing yet."""
+    part = attachment.service or ServicePart(stage=Stage.SERVING)
+    if part.stage is Stage.STARTING:
+        return None
     return NameRecord(
         name=attachment.container_name,
         addresses=tuple(ipaddress.ip_interface(address).ip for address in attachment.addresses),
+        service_name=part.service_name,
+        service_id=part.service_id,
+        virtual_ips=tuple(ipaddress.ip_address(text) for text in part.virtual_ips),
+        aliases=part.aliases,
         task_aliases=task_aliases(attachment),
+        disabled=part.stage is Stage.DRAINING,
     )

@@ -83,6 +83,8 @@ class Renewal:
         dialer: shows the current certificate to managers.
         managers: returns the managers to ask, the preferred one first.
         install: stores new credentials and puts them to use.
+        scheduled: says whether this renewal follows the certificate's age, or only what managers
+            demand (on a manager, whose own process renews).
         rng: spreads the renewals of many nodes.
     """
 
@@ -94,17 +96,19 @@ class Renewal:
         managers: Callable[[], tuple[Peer, ...]],
         install: Callable[[Credentials], object],
         rng: random.Random,
+        scheduled: Callable[[], bool] = lambda: True,
     ) -> None:
         assert credentials.cert_pem is not None  # noqa: S101  # members have one
         self.credentials = credentials
         self._dialer = dialer
         self._managers = managers
         self._install = install
+        self._scheduled = scheduled
         self._schedule = Schedule(credentials.cert_pem, rng)
         self._changed = asyncio.Event()
 
     def demand(self, role: Role) -> None:
-        """Renew now, because a manager says so."""
+        """Renew now, because a manager says so; until it works."""
         self._schedule.demanded(role, _now())
         self._changed.set()
 
@@ -112,8 +116,9 @@ class Renewal:
         """Renew whenever it is time, until cancelled."""
         while True:
             self._changed.clear()
+            due = self._scheduled() or self._schedule.role is not None
             try:
-                async with asyncio.timeout(max(self._schedule.at - _now(), 0.0)):
+                async with asyncio.timeout(max(self._schedule.at - _now(), 0.0) if due else None):
                     await self._changed.wait()
                 continue
             except TimeoutError:

@@ -5,9 +5,11 @@ The real classes are checked against these by the type checker; tests put fakes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
+from ipaddress import IPv4Address
 from typing import Protocol
 
+from agent.balancer.table import Backend
 from agent.dataplane.model import (
     Endpoint,
     Failure,
@@ -18,6 +20,7 @@ from agent.dataplane.model import (
     VxlanCounters,
     Wanted,
 )
+from agent.gossip.records import EndpointRecord
 from agent.gossip.service import Member
 from swarm.model import Task, TaskStatus
 
@@ -103,8 +106,61 @@ class DataplanePort(Protocol):
     async def reconcile(self, wanted: Wanted) -> Report:
         """Take over what an earlier agent left."""
 
+    async def exit_address(self, endpoint_id: str) -> IPv4Address | None:
+        """Return the address of an endpoint's leg to the outside."""
+
     async def counters(self, network_id: str) -> VxlanCounters:
         """Return a network's traffic."""
+
+
+class BalancerPort(Protocol):
+    """Of :class:`agent.balancer.Balancer`."""
+
+    def put(self, network_id: str, key: str, backend: Backend) -> None:
+        """Take a backend's record."""
+
+    def remove(self, network_id: str, key: str) -> None:
+        """Forget a backend's record."""
+
+    def set_local(self, network_id: str, ip: IPAddress, router: IPAddress | None) -> None:
+        """Say that a backend is here, or no longer."""
+
+    def open(self, network_id: str, vips: Collection[IPAddress] = ()) -> None:
+        """Say that a network's router exists."""
+
+    def forget(self, network_id: str) -> None:
+        """Say that it is gone."""
+
+    def vips(self, network_id: str) -> tuple[IPAddress, ...]:
+        """Return a network's virtual addresses."""
+
+    async def flows(self, network_id: str, backends: Collection[IPAddress]) -> int:
+        """Count the connections that lead to backends here."""
+
+
+class MeshPort(Protocol):
+    """Of :class:`agent.balancer.mesh.Mesh`."""
+
+    def enter(
+        self,
+        network: Network,
+        address: IPAddress,
+        prefixlen: int,
+        peers: Callable[[], Iterable[Peer]],
+    ) -> None:
+        """Take part in the ingress network."""
+
+    def identity(self) -> tuple[str, str, bytes] | None:
+        """Return network, key and value of this node's own peer record there."""
+
+    def put(self, network_id: str, key: str, record: EndpointRecord, *, local: bool) -> None:
+        """Take an endpoint's record."""
+
+    def remove(self, network_id: str, key: str) -> None:
+        """Forget it."""
+
+    def touch(self, network_id: str) -> None:
+        """Hear that peers have changed."""
 
 
 class DiscoveryPort(Protocol):

@@ -17,7 +17,7 @@ DRIVER: Final = "overlay"
 VNI_OPTION: Final = "com.docker.network.driver.overlay.vxlanid_list"
 MTU_OPTION: Final = "com.docker.network.driver.mtu"
 ENCRYPTED_OPTION: Final = "encrypted"
-"""Its presence counts, whatever the value: ``encrypted=false`` encrypts, as in every engine."""
+"""Its presence counts, as in every engine; our managers leave it out of what nodes hear when its value says no."""
 L2_OPTION: Final = "overswarm.l2"
 
 

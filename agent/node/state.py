@@ -29,6 +29,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -44,6 +45,7 @@ NODE_FILE: Final = "node.json"
 MANAGERS_FILE: Final = "state.json"
 MANAGER_CONFIG_FILE: Final = "manager.json"
 CERTIFICATES: Final = "certificates"
+RAFT: Final = "raft"
 MAX_FILE: Final = 16 << 20
 
 _GOSSIP_NAME: Final = re.compile(r"(?=.*[a-f])[0-9a-f]{12}")
@@ -72,6 +74,37 @@ class SessionState:
     node: Node | None = None
 
 
+class Stage(StrEnum):
+    """Where a service's backend is in its life."""
+
+    STARTING = "starting"
+    """Plugged, its command is not known to serve yet: nobody is told of it."""
+    SERVING = "serving"
+    DRAINING = "draining"
+    """No new flows; those it has go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePart:
+    """What an endpoint is to a service. Its task is run, and spoken for, by ``agent.tasks``.
+
+    Attributes:
+        service_id: empty for a task that belongs to no service.
+        service_name: what the service is called on the network.
+        virtual_ips: its addresses on this network, without prefix length; none: DNS round robin.
+        aliases: further names of the service on this network.
+        ports: on an ingress network only, as ``PUBLISHED:TARGET/PROTOCOL``.
+        stage: of this backend.
+    """
+
+    service_id: str = ""
+    service_name: str = ""
+    virtual_ips: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    stage: Stage = Stage.STARTING
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
     """One endpoint of this node, and why it exists.
@@ -92,6 +125,8 @@ class Attachment:
         foreign: a namespace somebody else made.
         default_route: its network is the container's way out.
         upstreams: name servers for everything that is no name of the swarm.
+        published: ports of this host that lead to the container, as ``PUBLISHED:TARGET/PROTOCOL``.
+        service: for the endpoint of a service's task; None for an attachment.
     """
 
     endpoint_id: str
@@ -109,6 +144,8 @@ class Attachment:
     foreign: bool = False
     default_route: bool = False
     upstreams: tuple[str, ...] = ()
+    published: tuple[str, ...] = ()
+    service: ServicePart | None = None
 
 
 class StateDirectory:
@@ -192,6 +229,11 @@ class StateDirectory:
             (self.path / NODE_FILE).unlink()
         _empty(self.path)
 
+    def wipe_manager(self) -> None:
+        """Remove what the manager process of a demoted node left."""
+        (self.path / MANAGER_CONFIG_FILE).unlink(missing_ok=True)
+        shutil.rmtree(self.path / RAFT, ignore_errors=True)
+
 
 class RunDirectory:
     """The half that survives restarts of the agent but not of the machine."""
@@ -244,7 +286,7 @@ class RunDirectory:
 
     def attachments(self) -> list[Attachment]:
         """Read every attachment, in the order they were made; damaged ones are dropped."""
-        found = list(_each(self._attachments, lambda path: _typed(Attachment, _read_json(path))))
+        found = list(_each(self._attachments, lambda path: _attachment(_read_json(path))))
         return sorted(found, key=lambda attachment: attachment.order)
 
     def save_network(self, network: Network) -> None:
@@ -311,6 +353,13 @@ def _typed(kind: type[T], content: Any) -> T:
             for key, value in content.items()
         }
     )
+
+
+def _attachment(content: Any) -> Attachment:
+    part = content.get("service") if isinstance(content, dict) else None
+    if part is not None:
+        part = _typed(ServicePart, {**part, "stage": Stage(part["stage"])})
+    return _typed(Attachment, {**content, "service": part})
 
 
 def _read_json(path: Path) -> Any:

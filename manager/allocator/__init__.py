@@ -15,20 +15,35 @@ changing the object does it. A caller writes what it was given within the same t
         sync_node(tx, node_id)  # the node's load balancer address comes after the task's
         return task.id
 
+    def serve(tx: Transaction) -> str:
+        service = Service(id=new_id(), spec=spec)
+        endpoint = allocate_endpoint(tx, service, networks)  # virtual addresses, published ports
+        return tx.create(replace(service, endpoint=endpoint)).id
+
 Whatever cannot be met is a typed error whose text says what stands in the way. See
 ``docs/allocation.md``.
 """
 
 from manager.allocator.addresses import allocate_attachment, sync_node
+from manager.allocator.endpoints import (
+    HIGHEST_PORT,
+    LOWEST_PORT,
+    allocate_endpoint,
+    needs_ingress,
+)
 from manager.allocator.networks import address_pools, allocate_network, remove_network
 from manager.allocator.validate import driver_of, is_local, validate_network_spec
 
 __all__ = [
+    "HIGHEST_PORT",
+    "LOWEST_PORT",
     "address_pools",
     "allocate_attachment",
+    "allocate_endpoint",
     "allocate_network",
     "driver_of",
     "is_local",
+    "needs_ingress",
     "remove_network",
     "sync_node",
     "validate_network_spec",

@@ -51,10 +51,15 @@ class Caller:
             address (``ip:port``; for a local caller, this manager's). ``identity`` is None for
             strangers, which only open RPCs ever see.
         local: the call came over this host's private socket, from root.
+        forwarded: another manager passed the call on.
+        request_id: name of the request, the same in every attempt to carry it out; empty when nobody
+            repeats it. Callers cannot use each other's.
     """
 
     peer: Peer
     local: bool = False
+    forwarded: bool = False
+    request_id: str = ""
 
     @property
     def node_id(self) -> str:
@@ -138,8 +143,9 @@ def admit(
             raise PermissionDeniedError("only managers of this cluster may forward calls")
         peer = forwarded
         standing = _standing(peer.identity, cluster_id, removed)
+    passed_on = forwarded is not None
     if access.open:
-        return Caller(peer=Peer(address=peer.address, identity=standing))
+        return Caller(peer=Peer(address=peer.address, identity=standing), forwarded=passed_on)
     if standing is None:
         raise PermissionDeniedError(_why_no_standing(peer.identity, cluster_id))
     if standing.role not in access.roles:
@@ -147,7 +153,19 @@ def admit(
         raise PermissionDeniedError(
             f"role {standing.role} may not make this call; allowed are: {allowed}"
         )
-    return Caller(peer=peer)
+    return Caller(peer=peer, forwarded=passed_on)
+
+
+def forwarding(caller: Caller) -> tuple[tuple[str, str], ...]:
+    """Return the metadata with which a manager passes a call on in the caller's name."""
+    who = caller.peer.identity
+    return (
+        (FORWARDED_MARK, "true"),
+        (FORWARDED_NODE, "" if who is None else who.node_id),
+        (FORWARDED_CLUSTER, "" if who is None else who.cluster_id),
+        (FORWARDED_ROLE, "" if who is None else who.role.value),
+        (FORWARDED_ADDRESS, caller.peer.address),
+    )
 
 
 def _standing(
@@ -164,6 +182,8 @@ def _why_no_standing(identity: Identity | None, cluster_id: str) -> str:
         return "this call needs a client certificate of this cluster"
     if identity.cluster_id != cluster_id:
         return f"the client certificate is of cluster {identity.cluster_id}, not of this one"
+    if identity.role is Role.SCHEDULER:
+        return f"client certificate {identity.node_id} was revoked"
     return f"node {identity.node_id} was removed from this cluster"
 
 

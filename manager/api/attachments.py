@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from manager.allocator import allocate_attachment
 from manager.api.access import Caller
-from manager.api.backend import Backend
+from manager.api.backend import Backend, created, nothing
 from manager.api.balancers import with_balancer, without_balancer
 from manager.api.checks import MAX_ID, required
 from manager.api.server import Context
@@ -65,12 +65,13 @@ class Attachments:
     async def AttachNetwork(self, request: Any, caller: Caller, context: Context) -> Any:  # noqa: ARG002, N802
         """Attach a container of the calling node; return the id of the task that stands for it."""
         wish = _wish_untrusted(request, caller.node_id)
-        now, task_id = self._backend.clock.wall(), self._backend.make_id()
+        now, fresh_id = self._backend.clock.wall(), self._backend.make_id()
 
-        def build(tx: Transaction) -> None:
-            attach(tx, wish, task_id=task_id, now=now)
+        def build(tx: Transaction) -> str:
+            attach(tx, wish, task_id=fresh_id, now=now)
+            return fresh_id
 
-        await self._backend.store.transact(build)
+        task_id = await self._backend.once(caller, build, repeated=created)
         return resource_pb2.AttachNetworkResponse(attachment_id=task_id)
 
     async def DetachNetwork(self, request: Any, caller: Caller, context: Context) -> Any:  # noqa: ARG002, N802
@@ -87,7 +88,7 @@ class Attachments:
                 )
             release(tx, task)
 
-        await self._backend.store.transact(build)
+        await self._backend.once(caller, build, repeated=nothing)
         return resource_pb2.DetachNetworkResponse()
 
 
@@ -151,11 +152,7 @@ def release(tx: Transaction, task: Task) -> None:
 
 def in_use(tx: Transaction, node_id: str, network_id: str) -> bool:
     """Say whether any task of a node is on a network."""
-    return any(
-        attachment.network.id == network_id
-        for task in tx.tasks.by_node(node_id)
-        for attachment in task.networks
-    )
+    return tx.tasks.count_on_node(node_id, network_id) > 0
 
 
 def attachable_network(tx: Transaction, target: str) -> Network:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+from manager.api.access import Caller
 from manager.clock import Clock
-from manager.store import Store
+from manager.store import RepeatedError, Store, Transaction
 from swarm.identity.ids import new_id
 from swarm.model import ManagerStatus
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,3 +32,42 @@ class Backend:
     managers: Callable[[], Mapping[str, ManagerStatus]]
     clock: Clock = field(default_factory=Clock)
     make_id: Callable[[], str] = new_id
+
+    async def once(
+        self,
+        caller: Caller,
+        build: Callable[[Transaction], T],
+        *,
+        repeated: Callable[[RepeatedError], T],
+    ) -> T:
+        """Commit ``build`` for a caller, once in all attempts of the request.
+
+        Args:
+            caller: whose request it is.
+            build: as for :meth:`manager.store.Store.transact`.
+            repeated: gives the result when an earlier attempt took effect.
+
+        Raises:
+            Exception: as :meth:`manager.store.Store.transact`, but for repetitions.
+        """
+        who = caller.peer.identity
+        name = f"{'' if who is None else who.node_id}/{caller.request_id}"
+        try:
+            return await self.store.transact(build, request_id=name if caller.request_id else "")
+        except RepeatedError as error:
+            return repeated(error)
+
+
+def nothing(_: RepeatedError) -> None:
+    """Return nothing: for requests whose result is that they were carried out."""
+
+
+def created(error: RepeatedError) -> str:
+    """Return the id of the one object a repeated request created.
+
+    Raises:
+        RepeatedError: it created none.
+    """
+    if not error.created:
+        raise error
+    return error.created[0][1]

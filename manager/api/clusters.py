@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from manager.api.access import Caller
-from manager.api.backend import Backend
+from manager.api.backend import Backend, nothing
 from manager.api.checks import check_labels, present, required, same_version
 from manager.api.filters import by_name, has_labels
 from manager.api.server import Context
@@ -77,7 +77,7 @@ class Clusters:
             )
             tx.update(with_lock(cluster, fresh=rotation.manager_unlock_key))
 
-        await self._store.transact(build)
+        await self._backend.once(caller, build, repeated=nothing)
         await self._follow_lock()
         cluster = self._store.view.clusters.require(cluster_id)
         return control_pb2.UpdateClusterResponse(cluster=encoded(redacted(cluster)))

@@ -1,4 +1,4 @@
-"""Health, and Raft membership as far as this version has it."""
+"""Health: whether the parts of this manager serve."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 from manager.api.access import Caller
 from manager.api.server import Context
 from swarm.api.docker.swarmkit import health_pb2
-from swarm.errors import NotFoundError, PreconditionError
+from swarm.errors import NotFoundError
 
 RAFT: Final = "Raft"
 CONTROL: Final = "ControlAPI"
@@ -29,15 +29,3 @@ class Health:
             raise NotFoundError(f"unknown service {request.service[:64]!r}")
         serving = not request.service or self._raft()
         return health_pb2.HealthCheckResponse(status=_SERVING if serving else _NOT_SERVING)
-
-
-class Membership:
-    """RaftMembership: refused truthfully while clusters have one manager."""
-
-    async def Join(self, request: Any, caller: Caller, context: Context) -> Any:  # noqa: ARG002, N802
-        """Refuse another manager."""
-        raise PreconditionError("this version runs one manager in a cluster")
-
-    async def Leave(self, request: Any, caller: Caller, context: Context) -> Any:  # noqa: ARG002, N802
-        """Refuse to leave the cluster without a manager."""
-        raise PreconditionError("the last manager of a cluster cannot leave it")

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from manager import allocator
 from manager.api.access import Caller
-from manager.api.backend import Backend
+from manager.api.backend import Backend, created, nothing
 from manager.api.balancers import has_balancer, with_ingress
 from manager.api.checks import check_labels, present, required
 from manager.api.errors import NameConflictError
@@ -58,12 +58,13 @@ class Networks:
     async def CreateNetwork(self, request: Any, caller: Caller, context: Context) -> Any:  # noqa: ARG002, N802
         """Create a network with everything allocated when the call returns."""
         spec = codec.decode(NetworkSpec, present(request, "spec"))
-        network_id = self._backend.make_id()
+        fresh_id = self._backend.make_id()
 
-        def build(tx: Transaction) -> None:
-            create_network(tx, spec, network_id=network_id)
+        def build(tx: Transaction) -> str:
+            create_network(tx, spec, network_id=fresh_id)
+            return fresh_id
 
-        await self._store.transact(build)
+        network_id = await self._backend.once(caller, build, repeated=created)
         if spec.ingress:
             await self._spread_ingress(network_id)
         network = self._store.view.networks.require(network_id)
@@ -76,7 +77,7 @@ class Networks:
         def build(tx: Transaction) -> None:
             remove_network(tx, tx.networks.require(network_id))
 
-        await self._store.transact(build)
+        await self._backend.once(caller, build, repeated=nothing)
         return control_pb2.RemoveNetworkResponse()
 
     async def _spread_ingress(self, network_id: str) -> None:

@@ -7,17 +7,25 @@ from dataclasses import replace
 from typing import Any, Final
 
 from manager.api.access import Caller
-from manager.api.backend import Backend
+from manager.api.backend import Backend, nothing
 from manager.api.checks import check_labels, present, required, same_version
 from manager.api.filters import by_name, has_labels, one_of
 from manager.api.server import Context
 from manager.api.wire import encoded
 from manager.cluster import blacklisted
+from manager.raft.config import MAX_VOTERS
 from manager.store import Transaction
 from swarm.api import codec
 from swarm.api.docker.swarmkit import control_pb2
 from swarm.errors import PreconditionError
-from swarm.model import Node, NodeRole, NodeSpec, NodeState
+from swarm.model import ManagerStatus, Node, NodeRole, NodeSpec, NodeState, Reachability
+
+OWN_AGENT_LABEL: Final = "overswarm.version"
+"""Engine label of this project's own agent."""
+
+FULL: Final = f"the swarm has {MAX_VOTERS} managers already, and more would only slow every write"
+LAST_DEMOTED: Final = "attempting to demote the last manager of the swarm"
+QUORUM: Final = "can't remove member from the raft: this would result in a loss of quorum"
 
 NO_DESCRIPTION: Final[Mapping[str, str]] = {}
 
@@ -62,10 +70,10 @@ class Nodes:
             node = tx.nodes.require(node_id)
             same_version(node.meta, version)
             if spec.desired_role is not node.spec.desired_role:
-                raise self._role_refusal(node, spec.desired_role)
+                check_role(node, spec.desired_role, self._backend.managers())
             tx.update(replace(node, spec=spec))
 
-        await self._store.transact(build)
+        await self._backend.once(caller, build, repeated=nothing)
         node = self._store.view.nodes.require(node_id)
         return control_pb2.UpdateNodeResponse(node=encoded(self._shown(node)))
 
@@ -88,19 +96,59 @@ class Nodes:
                 tx.delete(task)
             tx.delete(node)
 
-        await self._store.transact(build)
+        await self._backend.once(caller, build, repeated=nothing)
         return control_pb2.RemoveNodeResponse()
 
     def _shown(self, node: Node) -> Node:
         status = self._backend.managers().get(node.id)
         return node if status is None else replace(node, manager_status=status)
 
-    def _role_refusal(self, node: Node, wanted: NodeRole) -> Exception:
-        if wanted is NodeRole.WORKER and len(self._backend.managers()) <= 1:
-            return PreconditionError("attempting to demote the last manager of the swarm")
-        return PreconditionError(
-            f"node {node.id} keeps its role: this version runs one manager in a cluster"
-        )
+
+def check_role(node: Node, wanted: NodeRole, managers: Mapping[str, ManagerStatus]) -> None:
+    """Check that a node may get another role.
+
+    Args:
+        node: as it is.
+        wanted: the role it shall have.
+        managers: the raft members by node id.
+
+    Raises:
+        PreconditionError: it cannot be a manager of this swarm, or must stay one.
+    """
+    if wanted is NodeRole.MANAGER:
+        if not runs_our_agent(node):
+            raise PreconditionError(
+                f"node {node.id} cannot become a manager: the managers of this swarm replicate their "
+                "state in a way of their own, which other engines do not speak"
+            )
+        if len(managers) >= MAX_VOTERS:
+            raise PreconditionError(FULL)
+    elif node.id in managers:
+        check_removal(node.id, managers, LAST_DEMOTED)
+
+
+def check_removal(node_id: str, managers: Mapping[str, ManagerStatus], last: str) -> None:
+    """Check that the others can go on without a manager.
+
+    Args:
+        node_id: of the manager.
+        managers: all of them, by node id.
+        last: what to say when there is no other.
+
+    Raises:
+        PreconditionError: they cannot.
+    """
+    rest = [status for other, status in managers.items() if other != node_id]
+    if not rest:
+        raise PreconditionError(last)
+    reachable = sum(status.reachability is Reachability.REACHABLE for status in rest)
+    if reachable < len(rest) // 2 + 1:
+        raise PreconditionError(QUORUM)
+
+
+def runs_our_agent(node: Node) -> bool:
+    """Say whether a node described itself as running this project's agent."""
+    return OWN_AGENT_LABEL in _engine_labels(node)
 
 
 def _hostname(node: Node) -> str:

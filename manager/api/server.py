@@ -9,8 +9,9 @@ here, it becomes a gRPC status.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
@@ -18,10 +19,11 @@ import grpc.aio
 import structlog
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from manager.api.access import Access, Caller, Metadata, access_of
-from swarm.errors import InvariantError, SwarmError, UnimplementedError
+from manager.raft.errors import DroppedError, NotLeaderError, QuorumLostError
+from swarm.errors import InvalidArgumentError, InvariantError, SwarmError, UnimplementedError
 
 MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
 """Largest request, as SwarmKit's managers."""
@@ -35,6 +37,17 @@ MAX_CALLS: Final = 32_768
 
 STOP_GRACE: Final = 0.5
 """Seconds running calls get when the server stops; streams of sessions never end by themselves."""
+
+REQUEST_ID: Final = "request-id"
+"""Metadata key: name of a request, shared by its retries."""
+
+MAX_REQUEST_ID: Final = 64
+AGAIN: Final = "overswarm-again"
+"""Trailing metadata of every refusal; ``true`` says only: another manager leads, or will in a moment."""
+
+ELSEWHERE: Final = (NotLeaderError, QuorumLostError, DroppedError)
+"""What a write meets while leadership changes hands; made again under its request id, it is carried
+out once."""
 
 log = structlog.get_logger(__name__)
 
@@ -70,11 +83,61 @@ class Gate(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rpc:
+    """How one RPC is called.
+
+    Attributes:
+        path: ``/package.Service/Method``.
+        takes_stream: the client sends a stream.
+        gives_stream: the server sends one.
+    """
+
+    path: str
+    takes_stream: bool
+    gives_stream: bool
+
+
+class Router(Protocol):
+    """Finds the manager that answers."""
+
+    async def route(
+        self,
+        rpc: Rpc,
+        request: Any,
+        caller: Caller,
+        context: Context,
+        here: Callable[[], Awaitable[Any]],
+    ) -> Any:
+        """Have a call answered by the leader, which may be this manager.
+
+        Args:
+            rpc: which.
+            request: bytes, or an iterator of them.
+            caller: in whose name.
+            context: of the call.
+            here: answers it on this manager; may be called again.
+
+        Returns:
+            The response, a message or its bytes; None for a stream that was written.
+
+        Raises:
+            SwarmError: the call is refused.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A service and the servicers that share its RPCs."""
+    """A service and the servicers that share its RPCs.
+
+    Attributes:
+        descriptor: its contract.
+        servicers: each RPC is a method of one of them.
+        access: who may call, for a contract of others, which cannot declare it; None for ours.
+    """
 
     descriptor: ServiceDescriptor
     servicers: tuple[object, ...]
+    access: Access | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +147,12 @@ class Edge:
     Attributes:
         gate: who may call.
         broken: told about a broken invariant, so that the process can end.
+        router: takes calls that only the leader answers to it; without one all are answered here.
     """
 
     gate: Gate
     broken: Callable[[InvariantError], None]
+    router: Router | None = None
 
 
 def make_server(services: Iterable[Service], edge: Edge) -> grpc.aio.Server:
@@ -111,7 +176,12 @@ def handlers(services: Iterable[Service], edge: Edge) -> list[grpc.GenericRpcHan
         grpc.method_handlers_generic_handler(
             service.descriptor.full_name,
             {
-                method.name: _method_handler(method, _handler(service.servicers, method), edge)
+                method.name: _method_handler(
+                    method,
+                    _handler(service.servicers, method),
+                    edge,
+                    service.access or access_of(method),
+                )
                 for method in service.descriptor.methods
             },
         )
@@ -127,36 +197,71 @@ def _handler(servicers: Sequence[object], method: MethodDescriptor) -> Handler:
 
 
 def _method_handler(
-    method: MethodDescriptor, handler: Handler, edge: Edge
+    method: MethodDescriptor, handler: Handler, edge: Edge, access: Access
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    access = access_of(method)
+    rpc = Rpc(
+        path=f"/{method.containing_service.full_name}/{method.name}",
+        takes_stream=method.client_streaming,
+        gives_stream=method.server_streaming,
+    )
+    kind: type[Message] = message_factory.GetMessageClass(method.input_type)
 
     async def call(request: Any, context: Context) -> Any:
         try:
-            caller = edge.gate(access, context.peer(), _metadata(context))
-            return await handler(request, caller, context)
+            metadata = _metadata(context)
+            caller = _named(edge.gate(access, context.peer(), metadata), metadata)
+
+            async def here() -> Any:
+                read = _each_untrusted if rpc.takes_stream else _parsed_untrusted
+                return await handler(read(kind, request), caller, context)
+
+            if not access.leader or edge.router is None:
+                return await here()
+            return await edge.router.route(rpc, request, caller, context, here)
         except Exception as error:  # noqa: BLE001  # every failure becomes a status, below
             await _refuse(method, error, edge, context)
 
-    read: Callable[[bytes], Message] = message_factory.GetMessageClass(method.input_type).FromString
     build = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[method.client_streaming, method.server_streaming]
-    made: grpc.RpcMethodHandler[Any, Any] = build(
-        call, request_deserializer=read, response_serializer=_bytes_of
-    )
+    # Requests stay bytes until somebody here answers them, so that they can be passed on as they are.
+    made: grpc.RpcMethodHandler[Any, Any] = build(call, response_serializer=_bytes_of)
     return made
 
 
-def _bytes_of(message: Message) -> bytes:
-    return message.SerializeToString()
+def _parsed_untrusted(kind: type[Message], request: bytes) -> Message:
+    try:
+        return kind.FromString(request)
+    except DecodeError as error:
+        raise InvalidArgumentError(f"the request is no {kind.__name__}") from error
+
+
+async def _each_untrusted(
+    kind: type[Message], requests: AsyncIterator[bytes]
+) -> AsyncIterator[Message]:
+    async for request in requests:
+        yield _parsed_untrusted(kind, request)
+
+
+def _bytes_of(message: Message | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def _metadata(context: Context) -> Metadata:
     return tuple((key, value) for key, value in context.invocation_metadata() or ())
+
+
+def _named(caller: Caller, metadata: Metadata) -> Caller:
+    """Give the request its name: what a member or a forwarding manager says, else a new one."""
+    name = ""
+    if caller.peer.identity is not None or caller.forwarded:
+        name = next((str(value) for key, value in metadata if key == REQUEST_ID), "")
+    if not 0 < len(name) <= MAX_REQUEST_ID:
+        name = secrets.token_hex(12)
+    return replace(caller, request_id=name)
 
 
 async def _refuse(method: MethodDescriptor, error: Exception, edge: Edge, context: Context) -> None:
@@ -166,7 +271,8 @@ async def _refuse(method: MethodDescriptor, error: Exception, edge: Edge, contex
     if isinstance(error, SwarmError) and not isinstance(error, InvariantError):
         code = grpc.StatusCode[error.status]
         log.debug("rpc.refused", rpc=method.full_name, code=error.status, detail=str(error))
-        await context.abort(code, str(error))
+        again = "true" if isinstance(error, ELSEWHERE) else "false"
+        await context.abort(code, str(error), ((AGAIN, again),))
     log.error("rpc.failed", rpc=method.full_name, exc_info=error)
     if isinstance(error, InvariantError):
         edge.broken(error)

@@ -6,7 +6,7 @@ from typing import Any
 
 from manager.api.access import Caller
 from manager.api.attachments import release
-from manager.api.backend import Backend
+from manager.api.backend import Backend, nothing
 from manager.api.checks import required
 from manager.api.filters import by_name, has_labels, one_of
 from manager.api.server import Context
@@ -54,7 +54,7 @@ class Tasks:
         def build(tx: Transaction) -> None:
             release(tx, tx.tasks.require(task_id))
 
-        await self._store.transact(build)
+        await self._backend.once(caller, build, repeated=nothing)
         return control_pb2.RemoveTaskResponse()
 
     def _name(self, task: Task) -> str:

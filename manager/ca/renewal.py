@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
-from manager.api.backend import Backend
-from manager.cluster import certificate_validity, issued, signing_ca
-from manager.store import Transaction
-from swarm.errors import SwarmError
+from manager.clock import Clock
+from manager.cluster import certificate_validity, signing_ca
+from manager.store import Store
+from swarm.errors import InvariantError, PreconditionError, SwarmError, UnavailableError
 from swarm.identity.certs import (
     CertificateError,
     Credentials,
@@ -25,7 +24,7 @@ from swarm.identity.certs import (
     verify_chain,
 )
 from swarm.identity.keystore import KeyStore, LockedError
-from swarm.model import Cluster, NodeRole
+from swarm.model import Cluster
 
 LONGEST_NAP: Final = 3600.0
 """Seconds between two looks at the wall clock, which may be set meanwhile."""
@@ -37,77 +36,118 @@ LONGEST_RETRY: Final = 3600.0
 log = structlog.get_logger(__name__)
 
 
+class Issuer(Protocol):
+    """Has the cluster's CA issue a certificate and note it in this manager's Node object."""
+
+    def __call__(self, csr: bytes) -> Awaitable[bytes]:
+        """Return the certificate and intermediates, PEM.
+
+        Raises:
+            SwarmError: no manager leads, or it refuses.
+        """
+
+
 class OwnCertificate:
     """The certificate of this manager, in its key store and in its Node object.
 
     Args:
-        backend: this manager signs with the cluster's key in the store, so it must lead.
+        store: holds the root and its key.
+        clock: wall time.
         keystore: where the agent of this node finds certificate and key, too.
         identity: who this manager is.
         rng: draws the time of renewal.
         unlock_key: current key to encrypt the private key with; None while autolock is off.
+        issue: has the leader issue one, which may be this manager.
     """
 
     def __init__(
         self,
-        backend: Backend,
+        *,
+        store: Store,
+        clock: Clock,
         keystore: KeyStore,
         identity: Identity,
         rng: random.Random,
         unlock_key: Callable[[], bytes | None],
+        issue: Issuer,
     ) -> None:
-        self._backend = backend
+        self._store = store
+        self._clock = clock
         self._keystore = keystore
         self._identity = identity
         self._rng = rng
         self._unlock_key = unlock_key
+        self._issue = issue
+        self._unrecorded = False
 
     async def ensure(self) -> Credentials:
-        """Return usable credentials: the stored ones, or new ones where those are of no use."""
-        cluster = self._backend.store.view.clusters.only()
+        """Return usable credentials: the stored ones, or ones made here where those are of no use.
+
+        A manager that was away for longer than its certificate was good for cannot reach the leader
+        with it, but it holds the CA's key like every manager. :meth:`run` makes that known.
+        """
+        clusters = self._store.view.clusters.all()
         try:
             stored = await asyncio.to_thread(self._keystore.load, self._unlock_key())
         except LockedError:
+            if not clusters:
+                raise
             stored = None  # a crash came between locking the raft state and locking the key
-        if stored is not None and self._usable(stored, cluster):
+        if not clusters:
+            return self._require(stored)
+        if stored is not None and self._usable(stored, clusters[0]):
             return stored
-        return await self.renew()
+        self._unrecorded = True
+        return await asyncio.to_thread(self._make, clusters[0])
+
+    def _require(self, stored: Credentials | None) -> Credentials:
+        """Return what a manager has whose store is empty yet: the certificate it joined with."""
+        if stored is None or stored.cert_pem is None:
+            raise PreconditionError(
+                f"this manager's certificate is gone from {self._keystore.directory}: "
+                "leave the swarm and join it again"
+            )
+        return stored
+
+    def _make(self, cluster: Cluster) -> Credentials:
+        key, csr = new_key_and_csr()
+        certificate = signing_ca(cluster).issue(
+            csr,
+            node_id=self._identity.node_id,
+            cluster_id=cluster.id,
+            role=Role.MANAGER,
+            validity=certificate_validity(cluster),
+            now=self._clock.now(),
+        )
+        made = Credentials(root_pem=cluster.root_ca.ca_cert, cert_pem=certificate, key_pem=key)
+        self._keystore.save(made, self._unlock_key())
+        log.info("certificate.made", node=self._identity.node_id)
+        return made
 
     def _usable(self, credentials: Credentials, cluster: Cluster) -> bool:
         if credentials.cert_pem is None or credentials.root_pem != cluster.root_ca.ca_cert:
             return False
         try:
-            found = verify_chain(
-                credentials.cert_pem, credentials.root_pem, self._backend.clock.now()
-            )
+            found = verify_chain(credentials.cert_pem, credentials.root_pem, self._clock.now())
         except CertificateError:
             return False
         return found == self._identity
 
     async def renew(self) -> Credentials:
-        """Make a new key and certificate, store both, and return them."""
-        key, csr = new_key_and_csr()
-        node_id = self._identity.node_id
+        """Get a certificate for a new key, store both, and return them.
 
-        def build(tx: Transaction) -> tuple[bytes, bytes]:
-            cluster = tx.clusters.only()
-            certificate = signing_ca(cluster).issue(
-                csr,
-                node_id=node_id,
-                cluster_id=cluster.id,
-                role=Role.MANAGER,
-                validity=certificate_validity(cluster),
-                now=self._backend.clock.now(),
-            )
-            node = tx.nodes.require(node_id)
-            made = issued(node_id=node_id, role=NodeRole.MANAGER, csr=csr, certificate=certificate)
-            tx.update(replace(node, certificate=made))
-            return cluster.root_ca.ca_cert, certificate
-
-        root, certificate = await self._backend.store.transact(build)
+        Raises:
+            SwarmError: no manager leads, or this one is to be a worker.
+        """
+        key, csr = await asyncio.to_thread(new_key_and_csr)
+        certificate = await self._issue(csr)
+        root = self._store.view.clusters.only().root_ca.ca_cert
+        if verify_chain(certificate, root, self._clock.now()) != self._identity:
+            raise UnavailableError("the leader issued a certificate of another role")
         credentials = Credentials(root_pem=root, cert_pem=certificate, key_pem=key)
         await asyncio.to_thread(self._keystore.save, credentials, self._unlock_key())
-        log.info("certificate.renewed", node=node_id)
+        self._unrecorded = False
+        log.info("certificate.renewed", node=self._identity.node_id)
         return credentials
 
     async def run(self, credentials: Credentials, renewed: Callable[[Credentials], None]) -> None:
@@ -120,16 +160,19 @@ class OwnCertificate:
         pause = RETRY
         while True:
             assert credentials.cert_pem is not None  # noqa: S101  # a manager always has one
-            await self._until(renewal_time(credentials.cert_pem, self._rng))
+            if not self._unrecorded:
+                await self._until(renewal_time(credentials.cert_pem, self._rng))
             try:
                 credentials = await self.renew()
                 renewed(credentials)
                 pause = RETRY
+            except InvariantError:
+                raise
             except SwarmError as error:
                 log.warning("certificate.renewal.failed", detail=str(error), again=pause)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_RETRY)
 
     async def _until(self, when: datetime) -> None:
-        while (left := (when - self._backend.clock.now()).total_seconds()) > 0:  # noqa: ASYNC110  # a time, not an event
+        while (left := (when - self._clock.now()).total_seconds()) > 0:  # noqa: ASYNC110  # a time, not an event
             await asyncio.sleep(min(left, LONGEST_NAP))

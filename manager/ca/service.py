@@ -8,22 +8,23 @@ Source: ``reference/swarmkit-wire.md`` 2.2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
 import structlog
 
 from manager.api.access import Caller
-from manager.api.backend import Backend
+from manager.api.backend import Backend, created
 from manager.api.balancers import with_ingress
 from manager.api.checks import required
 from manager.api.server import Context
 from manager.api.wire import encoded
 from manager.ca.authority import Authority, Grant, JoinTokens
 from manager.cluster import certificate_validity, issued, new_node, signing_ca, unlock_key
-from manager.store import Transaction
+from manager.store import RepeatedError, Transaction
 from swarm.api.docker.swarmkit import ca_pb2
-from swarm.errors import InvalidArgumentError, PreconditionError
+from swarm.errors import InvalidArgumentError, StaleError, UnavailableError
 from swarm.identity.certs import Role
 from swarm.model import (
     Cluster,
@@ -42,19 +43,38 @@ log = structlog.get_logger(__name__)
 
 
 class CertificateAuthority:
-    """The RPCs of CA."""
+    """The RPCs of CA.
 
-    def __init__(self, backend: Backend) -> None:
+    Args:
+        backend: where the cluster object is.
+        root: the root certificate this manager's own belongs to.
+    """
+
+    def __init__(self, backend: Backend, root: Callable[[], bytes]) -> None:
+        self._backend = backend
         self._store = backend.store
+        self._root = root
 
     async def GetRootCACertificate(self, request: Any, caller: Caller, context: Context) -> Any:  # noqa: ARG002, N802
         """Return the root, byte for byte as join tokens pin it."""
-        cluster = self._store.view.clusters.only()
-        return ca_pb2.GetRootCACertificateResponse(certificate=cluster.root_ca.ca_cert)
+        clusters = self._store.view.clusters.all()
+        root = next((each.root_ca.ca_cert for each in clusters), self._root())
+        return ca_pb2.GetRootCACertificateResponse(certificate=root)
 
     async def GetUnlockKey(self, request: Any, caller: Caller, context: Context) -> Any:  # noqa: ARG002, N802
-        """Return the key that unlocks managers, empty while autolock is off."""
-        cluster = self._store.view.clusters.only()
+        """Return the key that unlocks managers, empty while autolock is off.
+
+        Raises:
+            UnavailableError: no majority confirms that it is the newest.
+        """
+        try:
+            await self._backend.barrier()
+        except (UnavailableError, StaleError):
+            if not caller.local:  # this host's own agent needs it to open its certificate
+                raise
+        cluster = next(iter(self._store.view.clusters.all()), None)
+        if cluster is None:
+            raise UnavailableError("this manager has no state yet")
         answer = ca_pb2.GetUnlockKeyResponse(unlock_key=unlock_key(cluster) or b"")
         answer.version.index = cluster.meta.version.index
         return answer
@@ -69,13 +89,26 @@ class NodeCertificates:
 
     async def IssueNodeCertificate(self, request: Any, caller: Caller, context: Context) -> Any:  # noqa: ARG002, N802
         """Issue a first certificate for a token, or a new one for a member's certificate."""
+        node = await self.issue(request, caller)
+        return ca_pb2.IssueNodeCertificateResponse(
+            node_id=node.id,
+            node_membership=NodeMembership.ACCEPTED.value,  # type: ignore[arg-type]  # same numbers
+        )
+
+    async def issue(self, request: Any, caller: Caller) -> Node:
+        """Issue a certificate; return the node it names.
+
+        Raises:
+            InvalidArgumentError: the request or the token is no good.
+            NotFoundError: a renewal for a node that is not stored.
+        """
         csr: bytes = request.csr
         if not csr:
             raise InvalidArgumentError("the certificate request is empty")
         availability = _availability_untrusted(request.availability)
         fresh_id = self._backend.make_id()
 
-        def build(tx: Transaction) -> Node:
+        def build(tx: Transaction) -> str:
             cluster = tx.clusters.only()
             grant = self._decide(tx, cluster, caller, request.token, fresh_id)
             certificate = signing_ca(cluster).issue(
@@ -90,7 +123,7 @@ class NodeCertificates:
             if grant.renewal:
                 node = tx.nodes.require(grant.node_id)
                 renewed = issued(node_id=node.id, role=role, csr=csr, certificate=certificate)
-                return tx.update(replace(node, certificate=renewed))
+                return tx.update(replace(node, certificate=renewed)).id
             node = new_node(
                 cluster,
                 node_id=grant.node_id,
@@ -99,9 +132,14 @@ class NodeCertificates:
                 csr=csr,
                 certificate=certificate,
             )
-            return tx.create(with_ingress(tx, node))
+            return tx.create(with_ingress(tx, node)).id
 
-        node = await self._store.transact(build)
+        def repeated(error: RepeatedError) -> str:
+            # A renewal creates nothing; it was this caller's own node then.
+            return created(error) if error.created else caller.node_id
+
+        node_id = await self._backend.once(caller, build, repeated=repeated)
+        node = self._store.view.nodes.require(node_id)
         log.info(
             "certificate.issued",
             node=node.id,
@@ -109,10 +147,7 @@ class NodeCertificates:
             renewal=node.id != fresh_id,
             address=caller.peer.address,
         )
-        return ca_pb2.IssueNodeCertificateResponse(
-            node_id=node.id,
-            node_membership=NodeMembership.ACCEPTED.value,  # type: ignore[arg-type]  # same numbers
-        )
+        return node
 
     def _decide(
         self, tx: Transaction, cluster: Cluster, caller: Caller, token: str, fresh_id: str
@@ -130,18 +165,13 @@ class NodeCertificates:
                 return None
             return Role.MANAGER if node.role is NodeRole.MANAGER else Role.WORKER
 
-        grant = authority.decide(
+        return authority.decide(
             caller.peer,
             token,
             role_of=role_of,
             removed=cluster.blacklisted_certificates,
             make_id=lambda: fresh_id,
         )
-        if grant.role is Role.MANAGER and not grant.renewal:
-            raise PreconditionError(
-                "this version runs one manager in a cluster: join with the worker token"
-            )
-        return grant
 
     async def NodeCertificateStatus(self, request: Any, caller: Caller, context: Context) -> Any:  # noqa: ARG002, N802
         """Return a node's certificate once its request has an answer; waits until then."""

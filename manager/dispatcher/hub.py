@@ -48,6 +48,8 @@ class Channel:
     assignments_opened: int = 0
     """How often the assignments stream was opened; only the newest one goes on."""
     closed: SwarmError | None = None
+    farewell: bool = False
+    """It was closed because this manager does not lead any more."""
 
     def wake(self) -> None:
         """Let both streams look again."""
@@ -102,6 +104,7 @@ class Hub:
             self._running = False
             self.settled.clear()
             for channel in tuple(self.channels.values()):
+                channel.farewell = True
                 channel.close(stopped())
             self.channels.clear()
             log.info("dispatcher.stopped")

@@ -105,6 +105,9 @@ class Dispatcher:
         told: SessionState | None = None
         while True:
             channel.session_wake.clear()
+            if channel.farewell and told is not None:
+                # The last word: where the managers are, one of which leads now.
+                await context.write(session_message(self._state(channel)))
             channel.check()
             again: int | None = None
             state = self._state(channel)

@@ -37,8 +37,9 @@ Membership changes one member at a time: a newcomer starts as a learner (``add_l
 vote when it has caught up (``promote``), and leaves for good (``remove``). A raft id is never used
 twice: a manager that lost its disk joins under a new one.
 
-What old copies of a disk do: a restored member that is older than its last start is recognised by
-its incarnation, one that misses committed entries by the leader's heartbeat. Both end it with an
-error. A copy taken and restored within one life, while the group also changes its leader, is not
-recognised; do not restore single managers, join them again.
+What old copies of a disk do: a restored member that misses two of its starts or more is recognised
+by its incarnation, by members that heard the later one (followers hear each other in elections
+only); one that misses committed entries by the leader's heartbeat. Both end it with an error. A
+copy that misses one start or none, while the group also changes its leader, is not recognised; do
+not restore single managers, join them again.
 """

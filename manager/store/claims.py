@@ -34,15 +34,18 @@ MAX_VNIS = 256
 Key: TypeAlias = tuple[str, str | int] | tuple[str, str, int]
 """Something only one object may hold: ("network", lower-case name), ("vni", 4097), ("port", "tcp", 80)."""
 
+Place: TypeAlias = tuple[str, int, int]
+"""An address on a network: (network id, 4 or 6, the address as integer)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
-    """The claims of one object; ``asked`` holds those addresses a user named."""
+    """The claims of one object; ``asked`` holds those of the addresses that a user named."""
 
     keys: frozenset[Key] = frozenset()
     subnets: frozenset[Subnet] = frozenset()
-    addresses: frozenset[tuple[str, Address]] = frozenset()
-    asked: frozenset[Address] = frozenset()
+    addresses: frozenset[Place] = frozenset()
+    asked: frozenset[tuple[int, int]] = frozenset()
 
 
 NOTHING = Claims()
@@ -108,14 +111,14 @@ def _task(task: Task) -> Claims:
     if not task.networks or not holds_addresses(task):
         return NOTHING
     return Claims(
-        addresses=_addresses(*((each.network.id, each.addresses) for each in task.networks)),
-        asked=frozenset(
-            parse_address(text)
-            for config in task.spec.networks
-            for text in config.addresses
-            if text
-        ),
+        addresses=_addresses(*[(each.network.id, each.addresses) for each in task.networks]),
+        asked=_asked(task),
     )
+
+
+def _asked(task: Task) -> frozenset[tuple[int, int]]:
+    texts = [text for config in task.spec.networks for text in config.addresses if text]
+    return frozenset(map(_pair, map(parse_address, texts))) if texts else _NONE
 
 
 def _network(network: Network) -> Claims:
@@ -150,7 +153,14 @@ def _name(table: str, name: str) -> frozenset[Key]:
     return frozenset({(table, name.lower())}) if name else frozenset()
 
 
-def _addresses(*pairs: tuple[str, tuple[str, ...]]) -> frozenset[tuple[str, Address]]:
+def _addresses(*pairs: tuple[str, tuple[str, ...]]) -> frozenset[Place]:
     return frozenset(
-        (network_id, parse_address(text)) for network_id, texts in pairs for text in texts
+        [(network_id, *_pair(parse_address(text))) for network_id, texts in pairs for text in texts]
     )
+
+
+def _pair(address: Address) -> tuple[int, int]:
+    return address.version, int(address)
+
+
+_NONE: frozenset[tuple[int, int]] = frozenset()

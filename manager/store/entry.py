@@ -18,6 +18,8 @@ MAX_CHANGES = 4096
 """Changes of one transaction."""
 MAX_TRANSACTION_BYTES = 1024 * 1024
 """Size of one transaction."""
+MAX_WHOLE_BYTES = 64 * 1024 * 1024
+"""Size of all objects of one transaction with their parts."""
 MAX_BATCH_BYTES = 512 * 1024
 """A batch takes no further transaction beyond this size; an entry thus stays below MAX_ENTRY_BYTES."""
 MAX_BATCH_TRANSACTIONS = 128
@@ -40,6 +42,7 @@ class Edit:
 
     Attributes:
         data: wire bytes of the new object, empty for DELETE.
+        parts: more of its bytes, which other changes of the transaction have too.
         seen_index: version of the object it was made from, 0 for CREATE.
         seen_transaction: when not 0, the transaction of this entry (from 1) that had made that.
     """
@@ -48,6 +51,7 @@ class Edit:
     table: TableId
     id: str
     data: bytes = b""
+    parts: tuple[bytes, ...] = ()
     seen_index: int = 0
     seen_transaction: int = 0
 
@@ -102,6 +106,7 @@ class Snapshot:
     pools: tuple[PoolPast, ...]
     last_vni: int
     outcomes: tuple[Outcome, ...]
+    last_ports: tuple[tuple[str, int], ...] = ()
 
 
 def dump_attempt(attempt: Attempt) -> store_pb2.StoreTransaction:
@@ -109,6 +114,7 @@ def dump_attempt(attempt: Attempt) -> store_pb2.StoreTransaction:
     message = store_pb2.StoreTransaction(
         id=attempt.id, request_id=attempt.request_id, time=attempt.time
     )
+    places: dict[bytes, int] = {}
     for edit in attempt.edits:
         message.changes.add(
             action=int(edit.action),
@@ -117,7 +123,9 @@ def dump_attempt(attempt: Attempt) -> store_pb2.StoreTransaction:
             object=edit.data,
             seen_index=edit.seen_index,
             seen_transaction=edit.seen_transaction,
+            parts=[places.setdefault(part, len(places)) for part in edit.parts],
         )
+    message.parts.extend(places)
     return message
 
 
@@ -149,26 +157,33 @@ def _attempt(message: store_pb2.StoreTransaction) -> Attempt:
         raise WireError("a transaction has no usable id")
     if len(message.changes) > MAX_CHANGES:
         raise WireError(f"a transaction holds {len(message.changes)} changes")
+    parts = tuple(message.parts)
+    edits = tuple(_edit(each, parts) for each in message.changes)
+    if sum(len(part) for edit in edits for part in edit.parts) > MAX_WHOLE_BYTES:
+        raise WireError(f"the objects of a transaction exceed {MAX_WHOLE_BYTES} bytes")
     return Attempt(
         id=message.id,
         request_id=message.request_id,
         time=message.time,
-        edits=tuple(_edit(each) for each in message.changes),
+        edits=edits,
     )
 
 
-def _edit(message: store_pb2.StoreChange) -> Edit:
+def _edit(message: store_pb2.StoreChange, parts: tuple[bytes, ...]) -> Edit:
     if not message.id or len(message.id) > MAX_ID_BYTES:
         raise WireError("a change has no usable object id")
     try:
         action = Action(message.action)
     except ValueError as error:
         raise WireError(f"{message.action} is no action") from error
+    if any(place >= len(parts) for place in message.parts):
+        raise WireError("a change refers to a part that is not there")
     return Edit(
         action=action,
         table=_table(message.table),
         id=message.id,
         data=message.object,
+        parts=tuple(parts[place] for place in message.parts),
         seen_index=message.seen_index,
         seen_transaction=message.seen_transaction,
     )
@@ -207,6 +222,8 @@ def dump_snapshot(snapshot: Snapshot) -> bytes:
         )
         for table, object_id in outcome.created:
             kept.created.add(table=int(table), id=object_id)
+    for protocol, port in snapshot.last_ports:
+        message.last_ports.add(protocol=protocol, port=port)
     return message.SerializeToString(deterministic=True)
 
 
@@ -244,6 +261,7 @@ def load_snapshot(data: bytes) -> Snapshot:
             )
             for each in message.outcomes
         ),
+        last_ports=tuple((each.protocol, each.port) for each in message.last_ports),
     )
 
 

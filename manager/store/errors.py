@@ -10,7 +10,8 @@ class RepeatedError(ConflictError):
 
     Attributes:
         index: version of the objects the request wrote.
-        created: (noun, id) of the objects it created, so that a retried create can answer with them.
+        created: (noun, id) of the objects it created, so that a retried create can answer with them;
+            empty when they were more than ``MAX_NAMED``.
     """
 
     def __init__(self, request_id: str, index: int, created: tuple[tuple[str, str], ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 CHUNK = 512
 """Ids in one chunk before it splits; insertion moves at most this many references."""
@@ -74,8 +74,12 @@ class Lookup:
         """Return how many objects carry ``key``."""
         return len(self._ids.get(key, ()))
 
-    def swap(self, owner: str, old: Iterable[str], new: Iterable[str]) -> None:
+    def swap(self, owner: str, old: Collection[str], new: Collection[str]) -> None:
         """Replace the keys of one object."""
+        if not old:
+            for key in new:
+                self._ids.setdefault(key, set()).add(owner)
+            return
         before, after = frozenset(old), frozenset(new)
         if before == after:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from manager.store.changes import Change
 from manager.store.entry import (
@@ -36,6 +36,10 @@ from swarm.model import Meta, Version
 
 OUTCOMES = 16384
 """Transactions whose fate is remembered, so that a repeated one is not applied twice."""
+
+MAX_NAMED = 64
+"""A transaction that created more objects than this is remembered without their ids, so that a
+stream of large batches does not fill memory; who makes such batches derives the ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,8 @@ class Machine:
     def __init__(self) -> None:
         self.state = State()
         self.index = 0
-        self._data: dict[tuple[TableId, str], bytes] = {}  # each object as logged, for snapshots
+        # Each object as logged, for snapshots; in pieces that objects share.
+        self._data: dict[tuple[TableId, str], tuple[bytes, ...]] = {}
         self._window: deque[Outcome] = deque()
         self._outcomes: dict[bytes, Outcome] = {}
         self._requests: dict[str, Outcome] = {}
@@ -118,7 +123,7 @@ class Machine:
             if edit.action is Action.DELETE:
                 del self._data[edit.table, edit.id]
             else:
-                self._data[edit.table, edit.id] = edit.data
+                self._data[edit.table, edit.id] = (edit.data, *edit.parts)
         self._remember(entry.index, attempt)
         return None
 
@@ -134,7 +139,9 @@ class Machine:
             meta = Meta(
                 version=Version(index=entry.index), created_at=created_at, updated_at=attempt.time
             )
-            new = _load(edit.table, edit.data, meta)
+            new = load_object(
+                edit.table, edit.data, meta, self.state.networks.get, parts=edit.parts
+            )
             if new.id != edit.id:
                 raise WireError(f"a change of {edit.id} carries {new.id}")
         self.state.change(old, new, attempt.time, journal)
@@ -168,7 +175,7 @@ class Machine:
                 request_id=attempt.request_id,
                 index=index,
                 rejected=rejected,
-                created=() if rejected else created,
+                created=() if rejected or len(created) > MAX_NAMED else created,
             )
         )
 
@@ -188,7 +195,7 @@ class Machine:
         records = tuple(
             Record(
                 table=table.id,
-                data=self._data[table.id, each.id],
+                data=b"".join(self._data[table.id, each.id]),
                 version=each.meta.version.index,
                 created_at=each.meta.created_at or 0,
                 updated_at=each.meta.updated_at or 0,
@@ -213,6 +220,7 @@ class Machine:
                 pools=pools,
                 last_vni=self.state.last_vni,
                 outcomes=tuple(self._window),
+                last_ports=tuple(sorted(self.state.last_ports.items())),
             )
         )
 
@@ -235,6 +243,7 @@ class Machine:
                 if str(pool.subnet) == past.subnet:
                     pool.restore(past.cursor, past.resting)
         fresh.state.last_vni = snapshot.last_vni
+        fresh.state.last_ports = dict(snapshot.last_ports)
         for outcome in snapshot.outcomes:
             fresh._keep(outcome)
         self.state, self.index, self._data = fresh.state, index, fresh._data
@@ -247,13 +256,9 @@ class Machine:
             created_at=record.created_at,
             updated_at=record.updated_at,
         )
-        item = _load(record.table, record.data, meta)
+        item = load_object(record.table, record.data, meta, self.state.networks.get)
         self.state.change(None, item, 0, [])
-        self._data[record.table, item.id] = record.data
-
-
-def _load(table: TableId, data: bytes, meta: Meta) -> Object:
-    return replace(load_object(table, data), meta=meta)
+        self._data[record.table, item.id] = (record.data,)
 
 
 def _restorer(

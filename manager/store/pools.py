@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
@@ -22,6 +23,8 @@ still hold it for a while. When only resting ones are left, the one freed first 
 LEASE = "an allocation in progress"
 """Holder of an address that a transaction was promised and has not written yet."""
 _HIGHEST = 1 << 129
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_PLAIN = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 
 
 @lru_cache(maxsize=65536)
@@ -32,10 +35,15 @@ def parse_address(text: str) -> Address:
         InvalidArgumentError: the text is neither.
     """
     bare, _, length = text.partition("/")
-    try:
-        address = ip_address(bare)
-    except ValueError as error:
-        raise InvalidArgumentError(f"{text!r} is not an IP address") from error
+    address: Address
+    if _PLAIN.fullmatch(bare):  # five times as fast, and nearly all are such
+        one, two, three, four = map(int, bare.split("."))
+        address = IPv4Address(one << 24 | two << 16 | three << 8 | four)
+    else:
+        try:
+            address = ip_address(bare)
+        except ValueError as error:
+            raise InvalidArgumentError(f"{text!r} is not an IP address") from error
     if getattr(address, "scope_id", None) is not None:
         raise InvalidArgumentError(f"{text!r} carries a scope; give the address without it")
     if "/" in text and not (
@@ -69,13 +77,17 @@ class Pool:
         low, high: first and last address (as integers) handed out unasked; inside the range that
             the network's owner gave, never the network or broadcast address.
         holders: integer address to who holds it.
+        size: how many addresses lie in ``low..high``.
+        version: 4 or 6.
         held: how many of ``holders`` are attachments, not the network itself.
         used: how many of ``holders`` lie in ``low..high``.
         cursor: last address handed out in order, or None.
     """
 
     __slots__ = (
+        "_first",
         "_freed",
+        "_last",
         "_queue",
         "cursor",
         "held",
@@ -83,14 +95,18 @@ class Pool:
         "holders",
         "low",
         "network_id",
+        "size",
         "subnet",
         "used",
+        "version",
     )
 
     def __init__(self, network_id: str, config: IPAMConfig) -> None:
         self.network_id = network_id
         self.subnet = parse_subnet(config.subnet)
+        self.version = self.subnet.version
         first, last = int(self.subnet.network_address), int(self.subnet.broadcast_address)
+        self._first, self._last = first, last
         self.holders: dict[int, str] = {first: "the network address"}
         if self.subnet.version == 4:
             self.holders[last] = "the broadcast address"
@@ -103,6 +119,7 @@ class Pool:
             part = parse_subnet(config.range)
             self.low = max(self.low, int(part.network_address))
             self.high = min(self.high, int(part.broadcast_address))
+        self.size = max(self.high - self.low + 1, 0)
         self.used = sum(self.low <= each <= self.high for each in self.holders)
         self.held = 0
         self.cursor: int | None = None
@@ -110,12 +127,11 @@ class Pool:
         self._freed: dict[int, int] = {}  # the same, by address
 
     def __contains__(self, address: Address) -> bool:
-        return address.version == self.subnet.version and address in self.subnet
+        return self.covers(address.version, int(address))
 
-    @property
-    def size(self) -> int:
-        """How many addresses lie in ``low..high``."""
-        return max(self.high - self.low + 1, 0)
+    def covers(self, version: int, number: int) -> bool:
+        """Say whether an address, as integer, lies in the subnet."""
+        return self._first <= number <= self._last and version == self.version
 
     @property
     def resting(self) -> tuple[tuple[int, int], ...]:
@@ -124,11 +140,16 @@ class Pool:
 
     def text(self, number: int) -> str:
         """Return an integer address as text with the prefix length."""
+        if self.version == 4:
+            return (
+                f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+                f"/{self.subnet.prefixlen}"
+            )
         return f"{self.address(number)}/{self.subnet.prefixlen}"
 
     def address(self, number: int) -> Address:
         """Return an integer as address of this subnet's family."""
-        return IPv4Address(number) if self.subnet.version == 4 else IPv6Address(number)
+        return IPv4Address(number) if self.version == 4 else IPv6Address(number)
 
     def next_free(self, now: int) -> int | None:
         """Return the next free address after the last one handed out, or None when all are held.
@@ -138,6 +159,10 @@ class Pool:
         free = self.size - self.used
         if free <= 0:
             return None
+        if not self._queue and self.cursor is not None and self.low <= self.cursor < self.high:
+            number = self.cursor + 1
+            if number not in self.holders:
+                return number
         rested = bisect_right(self._queue, (now - REST_NS, _HIGHEST))
         if free <= len(self._queue) - rested:
             return self._queue[rested][1]

@@ -8,10 +8,11 @@ indexing, whether a change is tried out or applied.
 from __future__ import annotations
 
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from manager.store.claims import VXLANID_LIST, Claims, Key, claims_of, vnis_of
-from manager.store.pools import LEASE, Address, Journal, Pool, pools_of
+from manager.store.pools import LEASE, Journal, Pool, pools_of
 from manager.store.subnets import Subnets
 from manager.store.tables import (
     Clusters,
@@ -41,12 +42,14 @@ class State:
 
     Attributes:
         last_vni: the VNI given last in order, 0 when none was.
+        last_ports: protocol (``tcp``) to the published port given last in order.
         pools: network id to its pools; present for every allocated network.
     """
 
     __slots__ = (
         "_keys",
         "clusters",
+        "last_ports",
         "last_vni",
         "networks",
         "nodes",
@@ -71,6 +74,7 @@ class State:
         self.subnets = Subnets()
         self.pools: dict[str, tuple[Pool, ...]] = {}
         self.last_vni = 0
+        self.last_ports: dict[str, int] = {}
 
     def table_of(self, item: Object) -> Table[Any]:
         """Return the table an object belongs to."""
@@ -80,18 +84,19 @@ class State:
         """Return the id of the object that holds a unique key, or None."""
         return self._keys.get(key)
 
-    def pool_of(self, network_id: str, address: Address) -> Pool:
-        """Return the pool of a network an address lies in.
+    def pool_of(self, network_id: str, version: int, number: int) -> Pool:
+        """Return the pool of a network that an address (4 or 6, as integer) lies in.
 
         Raises:
             NotFoundError: no such network.
             InvalidArgumentError: the address is in none of its subnets.
         """
         for pool in self.pools.get(network_id, ()):
-            if address in pool:
+            if pool.covers(version, number):
                 return pool
         network = self.networks.require(network_id)
         subnets = ", ".join(str(pool.subnet) for pool in self.pools.get(network_id, ()))
+        address = IPv4Address(number) if version == 4 else IPv6Address(number)
         raise InvalidArgumentError(
             f"{address} is not in a subnet of network {network.spec.annotations.name or network_id}"
             f" ({subnets or 'it has none'})"
@@ -133,6 +138,8 @@ class State:
         self._swap_addresses(before, after, item, now, journal)
         if isinstance(new, Network) and (old is None or repool):
             self._note_vnis(new, journal)
+        if isinstance(new, Service):
+            self._note_ports(new, after.keys - before.keys, journal)
         table = self.table_of(item)
         table.swap(old, new)
         journal.append(partial(table.swap, new, old))
@@ -155,10 +162,11 @@ class State:
             journal.pop()()
 
     def _check_keys(self, after: Claims, item: Object) -> None:
-        for key in after.keys:
-            holder = self._keys.get(key)
-            if holder is not None and holder != item.id:
-                raise ConflictError(self._taken_text(key, holder, item))
+        taken = [key for key in after.keys if self._keys.get(key, item.id) != item.id]
+        if taken:
+            # Always the same one: the text is remembered, and every process orders sets its own way.
+            key = min(taken, key=str)
+            raise ConflictError(self._taken_text(key, self._keys[key], item))
 
     def _taken_text(self, key: Key, holder: str, item: Object) -> str:
         match key:
@@ -181,7 +189,7 @@ class State:
         return (network.spec.annotations.name if network else "") or network_id
 
     def _check_subnets(self, before: Claims, after: Claims, item: Object) -> None:
-        for subnet in after.subnets - before.subnets:
+        for subnet in sorted(after.subnets - before.subnets, key=str):
             other = self.subnets.overlap(subnet, but=item.id)
             if other is not None:
                 raise ConflictError(
@@ -191,12 +199,12 @@ class State:
                 )
 
     def _check_addresses(self, before: Claims, after: Claims) -> None:
-        for network_id, address in after.addresses - before.addresses:
-            pool = self.pool_of(network_id, address)
-            holder = pool.holders.get(int(address))
+        for network_id, version, number in sorted(after.addresses - before.addresses):
+            pool = self.pool_of(network_id, version, number)
+            holder = pool.holders.get(number)
             if holder is not None and holder != LEASE:
                 raise ConflictError(
-                    f"address {address} on network {self._network_name(network_id)} is in use by"
+                    f"address {pool.address(number)} on network {self._network_name(network_id)} is in use by"
                     f" {holder}"
                 )
 
@@ -235,15 +243,15 @@ class State:
         if before.addresses == after.addresses:
             return
         # In address order, so that every replica ends up with the same cursors and queues.
-        for network_id, address in sorted(before.addresses - after.addresses, key=_order):
-            self.pool_of(network_id, address).release(int(address), now, journal)
+        for place in sorted(before.addresses - after.addresses):
+            self.pool_of(*place).release(place[2], now, journal)
         holder = f"{TABLE_IDS[type(item)].noun} {item.id}"
-        for network_id, address in sorted(after.addresses - before.addresses, key=_order):
-            pool, number = self.pool_of(network_id, address), int(address)
+        for network_id, version, number in sorted(after.addresses - before.addresses):
+            pool = self.pool_of(network_id, version, number)
             if pool.holders.get(number) == LEASE:
                 pool.cancel(number)
                 journal.append(partial(pool.take, number, LEASE, [], in_order=False))
-            pool.take(number, holder, journal, in_order=address not in after.asked)
+            pool.take(number, holder, journal, in_order=(version, number) not in after.asked)
 
     def _note_vnis(self, network: Network, journal: Journal) -> None:
         config = network.spec.driver_config
@@ -253,10 +261,29 @@ class State:
             journal.append(partial(setattr, self, "last_vni", self.last_vni))
             self.last_vni = vnis[-1]
 
+    def _note_ports(self, service: Service, fresh: frozenset[Key], journal: Journal) -> None:
+        asked = {
+            (port.protocol, port.published_port)
+            for port in (service.spec.endpoint.ports if service.spec.endpoint else ())
+        }
+        for port in service.endpoint.ports if service.endpoint else ():
+            name = port.protocol.name.lower()
+            if (port.protocol, port.published_port) not in asked and (
+                "port",
+                name,
+                port.published_port,
+            ) in fresh:
+                before = self.last_ports.get(name)
+                journal.append(partial(_restore, self.last_ports, name, before))
+                self.last_ports[name] = port.published_port
+
+
+def _restore(ports: dict[str, int], name: str, before: int | None) -> None:
+    if before is None:
+        del ports[name]
+    else:
+        ports[name] = before
+
 
 def _ipam(item: Object) -> object:
     return item.ipam.configs if isinstance(item, Network) and item.ipam else ()
-
-
-def _order(claim: tuple[str, Address]) -> tuple[str, int, int]:
-    return claim[0], claim[1].version, int(claim[1])

@@ -54,6 +54,7 @@ class _Write(Generic[T]):
     result: T | None = None
     error: Exception | None = None
     place: int | None = None  # in the entry, from 0; None when it logs nothing
+    fresh: bool = False  # the state holds all that was committed when it came
 
     def settle(self, error: Exception | None) -> None:
         """Deliver the result, or the error."""
@@ -73,6 +74,7 @@ class _Batch:
     writes: list[_Write[Any]] = field(default_factory=list)
     attempts: list[store_pb2.StoreTransaction] = field(default_factory=list)
     size: int = 0
+    state: int = 0  # on which it was built; see Store._states
 
 
 class Store:
@@ -93,6 +95,7 @@ class Store:
         self._stopped = False
         self._origin = secrets.token_bytes(8)  # makes attempt ids unique over managers and restarts
         self._attempts = count(1)
+        self._states = 0  # how often the state was replaced by another
 
     @property
     def view(self) -> View:
@@ -150,11 +153,21 @@ class Store:
                 return await done
         return await asyncio.shield(write.done)  # others may wait for the same request
 
-    async def run(self, propose: Callable[[bytes], Awaitable[Any]]) -> None:
+    async def run(
+        self,
+        propose: Callable[[bytes], Awaitable[Any]],
+        barrier: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
         """Write until cancelled: batch what waits, propose it, deliver the results.
+
+        A write that was refused, or changed nothing, is not logged. Its answer is a reading of the
+        state, and a leader that was just elected, or deposed without knowing, has an old one. So it
+        is built again behind the barrier before it is told.
 
         Args:
             propose: commits an entry and returns what :meth:`apply` returned for it.
+            barrier: waits until the state holds all that was committed before the call; None when
+                nobody else ever writes.
         """
         self._stopped = False
         batch = _Batch()
@@ -162,7 +175,12 @@ class Store:
             while True:
                 await self._arrived.wait()
                 self._build(batch)
-                await self._propose(batch, propose)
+                if batch.attempts:
+                    await self._propose(batch, propose)
+                elif barrier is not None:
+                    await self._freshen(batch, barrier)
+                else:
+                    self._tell(batch)
                 batch = _Batch()
                 if not self._queue:
                     self._arrived.clear()
@@ -180,6 +198,7 @@ class Store:
             WireError: the entry is malformed; nothing was applied.
         """
         applied = self._machine.apply(index, data)
+        self._states += 1
         if applied.changes:
             self._history.record(Commit(index=index, changes=applied.changes))
         return applied.results
@@ -195,12 +214,14 @@ class Store:
             WireError: not a snapshot; nothing changed.
         """
         self._machine.restore(index, data)
+        self._states += 1
         self._history.reset(index)
 
     def _build(self, batch: _Batch) -> None:
         """Run the waiting builds on the state, then take everything back."""
         journal: Journal = []
         written: dict[tuple[TableId, str], int] = {}
+        batch.state = self._states
         try:
             while (
                 self._queue
@@ -243,7 +264,7 @@ class Store:
                     write.place = len(batch.attempts)
                     batch.attempts.append(message)
                     batch.size += message.ByteSize()
-        if write.place is None and not batch.attempts:
+        if write.place is None and not batch.attempts and write.fresh:
             # Otherwise it waits: it may have seen what is not committed yet.
             write.settle(write.error)
 
@@ -257,9 +278,27 @@ class Store:
             )
         return message
 
-    async def _propose(self, batch: _Batch, propose: Callable[[bytes], Awaitable[Any]]) -> None:
-        if not batch.attempts:
+    @staticmethod
+    def _tell(batch: _Batch) -> None:
+        for write in batch.writes:
+            write.settle(write.error)
+
+    async def _freshen(self, batch: _Batch, barrier: Callable[[], Awaitable[object]]) -> None:
+        """Have a batch that logs nothing built again on a state as new as its writes."""
+        waiting = [write for write in batch.writes if not write.done.done()]
+        if not waiting:
             return
+        try:
+            await barrier()
+        except SwarmError as error:
+            for write in waiting:
+                write.settle(error)
+            return
+        for write in waiting:
+            write.fresh = True
+        self._queue.extendleft(reversed(waiting))
+
+    async def _propose(self, batch: _Batch, propose: Callable[[bytes], Awaitable[Any]]) -> None:
         try:
             results: tuple[SwarmError | None, ...] = await propose(dump_entry(batch.attempts))
         except SwarmError as error:
@@ -268,12 +307,16 @@ class Store:
             return
         if len(results) != len(batch.attempts):
             raise InvariantError(f"{len(batch.attempts)} transactions, {len(results)} results")
-        clean = not any(results)
+        # Nothing but this entry came since the batch was built, so it saw the latest state.
+        latest = not any(results) and self._states == batch.state + 1
         again = []
         for write in batch.writes:
+            if write.done.done():
+                continue
             outcome = write.error if write.place is None else results[write.place]
-            redo = not clean if write.place is None else outcome is not None
-            if redo and write.rebuilds < MAX_REBUILDS and not write.done.done():
+            if write.place is None and not latest:
+                again.append(write)
+            elif write.place is not None and outcome and write.rebuilds < MAX_REBUILDS:
                 write.rebuilds += 1
                 again.append(write)
             else:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from enum import IntEnum
 from typing import Generic, TypeAlias, TypeVar
 
 from manager.store.index import Lookup, SortedIds
 from swarm.errors import InvalidArgumentError, NotFoundError
-from swarm.model import Cluster, Network, Node, Service, Task
+from swarm.model import (
+    Cluster,
+    Network,
+    Node,
+    PortProtocol,
+    PublishMode,
+    Service,
+    Task,
+)
 
 Object: TypeAlias = Cluster | Node | Network | Service | Task
 T = TypeVar("T", Cluster, Node, Network, Service, Task)
@@ -113,7 +121,7 @@ class Table(Generic[T]):
         self._names.swap(owner, self._name_keys(old), self._name_keys(new))
         self._swap_more(owner, old, new)
 
-    def _name_keys(self, item: T | None) -> Iterable[str]:
+    def _name_keys(self, item: T | None) -> Collection[str]:
         name = "" if item is None else name_of(item)
         return (name.lower(),) if name else ()
 
@@ -188,7 +196,7 @@ class Networks(Table[Network]):
         return found[0] if found else None
 
     def _swap_more(self, owner: str, old: Network | None, new: Network | None) -> None:
-        def keys(item: Network | None) -> Iterable[str]:
+        def keys(item: Network | None) -> Collection[str]:
             return ("ingress",) if item is not None and item.spec.ingress else ()
 
         self._ingress.swap(owner, keys(old), keys(new))
@@ -197,11 +205,16 @@ class Networks(Table[Network]):
 class Services(Table[Service]):
     """Services."""
 
-    __slots__ = ("_networks",)
+    __slots__ = ("_host_ports", "_networks")
 
     def __init__(self) -> None:
         super().__init__(TableId.SERVICE, Service)
+        self._host_ports = Lookup()
         self._networks = Lookup()
+
+    def by_host_port(self, protocol: PortProtocol, port: int) -> tuple[Service, ...]:
+        """Return the services whose tasks publish a port on their own host; several may."""
+        return self._select(self._host_ports, f"{port}/{protocol.name}")
 
     def by_network(self, network: Network) -> tuple[Service, ...]:
         """Return the services that name a network as a target or hold a virtual address on it."""
@@ -210,27 +223,36 @@ class Services(Table[Service]):
         return tuple(self._objects[each] for each in sorted(found))
 
     def _swap_more(self, owner: str, old: Service | None, new: Service | None) -> None:
-        def keys(item: Service | None) -> Iterable[str]:
+        def keys(item: Service | None) -> Collection[str]:
             if item is None:
-                return
-            for config in (*item.spec.task.networks, *item.spec.networks):
-                yield config.target
-            for address in item.endpoint.virtual_ips if item.endpoint else ():
-                yield address.network_id
+                return ()
+            named = (*item.spec.task.networks, *item.spec.networks)
+            held = item.endpoint.virtual_ips if item.endpoint else ()
+            return [*(each.target for each in named), *(each.network_id for each in held)]
+
+        def host_ports(item: Service | None) -> Collection[str]:
+            endpoint = item.spec.endpoint if item is not None else None
+            return [
+                f"{port.published_port}/{port.protocol.name}"
+                for port in (endpoint.ports if endpoint is not None else ())
+                if port.publish_mode is PublishMode.HOST and port.published_port
+            ]
 
         self._networks.swap(owner, keys(old), keys(new))
+        self._host_ports.swap(owner, host_ports(old), host_ports(new))
 
 
 class Tasks(Table[Task]):
     """Tasks, of services and of attached containers alike."""
 
-    __slots__ = ("_networks", "_nodes", "_services")
+    __slots__ = ("_networks", "_nodes", "_places", "_services")
 
     def __init__(self) -> None:
         super().__init__(TableId.TASK, Task)
         self._nodes = Lookup()
         self._services = Lookup()
         self._networks = Lookup()
+        self._places: dict[tuple[str, str], int] = {}  # (node, network) -> attachments of its tasks
 
     def by_node(self, node_id: str) -> tuple[Task, ...]:
         """Return the tasks of a node; the empty id returns those of no node yet."""
@@ -248,17 +270,35 @@ class Tasks(Table[Task]):
         """Return how many tasks :meth:`by_network` returns, without making the list."""
         return self._networks.count(network_id)
 
-    def _swap_more(self, owner: str, old: Task | None, new: Task | None) -> None:
-        def targets(item: Task | None) -> Iterable[str]:
-            if item is not None:
-                yield from _attached(item)
-                for config in item.spec.networks:
-                    yield config.target
+    def count_on_node(self, node_id: str, network_id: str) -> int:
+        """Return how many tasks of a node are attached to a network, whatever their state."""
+        return self._places.get((node_id, network_id), 0)
 
-        self._nodes.swap(owner, _one(old, "node_id"), _one(new, "node_id"))
-        self._services.swap(owner, _one(old, "service_id"), _one(new, "service_id"))
+    def _swap_more(self, owner: str, old: Task | None, new: Task | None) -> None:
+        def targets(item: Task | None) -> Collection[str]:
+            if item is None:
+                return ()
+            return [*_attached(item), *[config.target for config in item.spec.networks]]
+
+        if not (old and new and old.node_id == new.node_id and old.service_id == new.service_id):
+            self._nodes.swap(owner, (old.node_id,) if old else (), (new.node_id,) if new else ())
+            self._services.swap(
+                owner, (old.service_id,) if old else (), (new.service_id,) if new else ()
+            )
         if not (old and new and old.networks is new.networks and old.spec is new.spec):
             self._networks.swap(owner, targets(old), targets(new))
+        if not (old and new and old.networks is new.networks and old.node_id == new.node_id):
+            self._count(old, -1)
+            self._count(new, 1)
+
+    def _count(self, item: Task | None, step: int) -> None:
+        for network_id in _attached(item):
+            key = (item.node_id if item else "", network_id)
+            count = self._places.get(key, 0) + step
+            if count:
+                self._places[key] = count
+            else:
+                del self._places[key]
 
 
 def name_of(item: Object) -> str:
@@ -270,11 +310,7 @@ def name_of(item: Object) -> str:
     return item.spec.annotations.name
 
 
-def _one(item: Task | None, attribute: str) -> Iterable[str]:
-    return () if item is None else (getattr(item, attribute),)
-
-
-def _attached(item: Node | Task | None) -> Iterable[str]:
+def _attached(item: Node | Task | None) -> Collection[str]:
     if item is None:
         return ()
     entries = item.attachments if isinstance(item, Node) else item.networks

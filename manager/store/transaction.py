@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
 from manager.store.claims import Key
 from manager.store.entry import MAX_CHANGES, MAX_ID_BYTES, Action, Attempt, Edit
+from manager.store.loading import Dump
 from manager.store.pools import LEASE, Journal, Pool
 from manager.store.state import State
 from manager.store.subnets import Subnets
@@ -21,7 +24,6 @@ from manager.store.tables import (
     Tasks,
     name_of,
 )
-from swarm.api import codec
 from swarm.errors import (
     ConflictError,
     InvalidArgumentError,
@@ -76,6 +78,10 @@ class View:
     def last_vni(self) -> int:
         """The VNI given last in order, 0 when none was."""
         return self._state.last_vni
+
+    def last_port(self, protocol: str) -> int:
+        """Return the published port given last in order for ``tcp``, ``udp`` or ``sctp``; 0 when none was."""
+        return self._state.last_ports.get(protocol, 0)
 
     def pools(self, network_id: str) -> tuple[Pool, ...]:
         """Return the address pools of a network, one a subnet; none before its allocation."""
@@ -226,6 +232,17 @@ class Transaction(View):
         pool.take(number, LEASE, self._journal, in_order=in_order)
         self._leases.append((pool, number))
 
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Take back what the block did when it raises, and nothing before it; the error goes on."""
+        steps, edits, leases = len(self._journal), len(self._edits), len(self._leases)
+        try:
+            yield
+        except BaseException:
+            State.undo(self._journal, steps)
+            del self._edits[edits:], self._leases[leases:]
+            raise
+
     @property
     def empty(self) -> bool:
         """Whether nothing was changed so far."""
@@ -238,9 +255,9 @@ class Transaction(View):
         for pool, number in self._leases:
             if pool.holders.get(number) == LEASE:
                 pool.release(number, self.now, self._journal)
+        dump = Dump(self._state.networks.get)
         edits = tuple(
-            edit if item is None else replace(edit, data=codec.dumps(item))
-            for edit, item in self._edits
+            edit if item is None else _with_data(edit, *dump(item)) for edit, item in self._edits
         )
         return Attempt(id=attempt_id, request_id=request_id, time=self.now, edits=edits)
 
@@ -292,6 +309,10 @@ class Transaction(View):
     def _check_open(self) -> None:
         if not self._open:
             raise InvariantError("a transaction was used after its build function returned")
+
+
+def _with_data(edit: Edit, data: bytes, parts: tuple[bytes, ...]) -> Edit:
+    return replace(edit, data=data, parts=parts)
 
 
 def _put_back(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from manager.store.changes import Commit
 from swarm.errors import StaleError
@@ -26,13 +28,14 @@ class History:
         end: number of commits ever recorded; the position behind the last one.
     """
 
-    __slots__ = ("_changes", "_commits", "_floor", "_waiters", "end")
+    __slots__ = ("_changes", "_commits", "_floor", "_listeners", "_waiters", "end")
 
     def __init__(self) -> None:
         self._commits: deque[Commit] = deque()
         self._changes = 0
         self._floor = 0  # index of the last change that is not kept any more
         self._waiters: set[asyncio.Future[None]] = set()
+        self._listeners: set[asyncio.Event] = set()
         self.end = 0
 
     @property
@@ -97,6 +100,17 @@ class History:
             if not waiter.done():
                 waiter.set_result(None)
         self._waiters.clear()
+        for listener in self._listeners:
+            listener.set()
+
+    @contextmanager
+    def waking(self, listener: asyncio.Event) -> Iterator[None]:
+        """Set an event whenever something is recorded, while the block runs."""
+        self._listeners.add(listener)
+        try:
+            yield
+        finally:
+            self._listeners.discard(listener)
 
 
 class Watch:
@@ -119,6 +133,13 @@ class Watch:
         while (commit := self.next_nowait()) is None:
             await self._history.wait()
         return commit
+
+    def waking(self, listener: asyncio.Event) -> AbstractContextManager[None]:
+        """Set an event whenever there may be a next commit, while the block runs.
+
+        For who waits for other things too; whoever waits for commits alone iterates.
+        """
+        return self._history.waking(listener)
 
     def next_nowait(self) -> Commit | None:
         """Return the next commit if it is there already.

@@ -94,6 +94,11 @@ def init(host: str | None, /, **flags: Any) -> None:
     click.echo(
         "To add a manager to this swarm, run 'swarm join-token manager' and follow the instructions."
     )
+    if answer.unlock_key:
+        from swarm.cli.lock import print_unlock_key
+
+        click.echo()
+        print_unlock_key(answer.unlock_key)
 
 
 def _port(number: int) -> int:

@@ -11,7 +11,7 @@ import click
 
 from swarm.api.overswarm.v1 import local_pb2
 from swarm.cli.output import FORMAT_HELP, print_list, rfc3339, since
-from swarm.cli.parse import filters, pairs
+from swarm.cli.parse import filters, pairs, published
 from swarm.cli.stream import converse, window
 from swarm.client import Client, CommandNotStartedError, connect
 from swarm.errors import SwarmError
@@ -50,6 +50,13 @@ class _DaemonFailureError(SwarmError):
     help="Network to attach to; the first gives eth0, the next eth1, ...",
 )
 @click.option("--network-alias", "aliases", multiple=True, help="Another name on the networks.")
+@click.option(
+    "-p",
+    "--publish",
+    multiple=True,
+    metavar="[HOSTPORT:]PORT[/PROTOCOL]",
+    help="Lead a port of this host to the container; ranges as 8000-8009:80-89.",
+)
 @click.option("--ip", default="", help="IPv4 address on the first network.")
 @click.option("--ip6", default="", help="IPv6 address on the first network.")
 @click.option("-e", "--env", multiple=True, metavar="KEY=VALUE")
@@ -84,6 +91,7 @@ def run(host: str | None, /, argv: tuple[str, ...], **flags: Any) -> int:
         labels=pairs(flags["label"], what="--label"),
         dns=flags["dns"],
         dns_search=flags["dns_search"],
+        publish=[text for each in flags["publish"] for text in published(each)],
     )
     try:
         with connect(host) as client:

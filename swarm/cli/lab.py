@@ -262,3 +262,17 @@ def demo(name: str) -> int:
         except SwarmError as error:
             click.echo(f"Error: {error}", err=True)
             return 1
+
+
+@lab.command("demo-docker")
+@click.pass_obj
+def demo_docker(name: str) -> int:
+    """Show clusters mixed of our daemons and stock Docker engines, each step checked (needs docker.io)."""
+    from swarm.lab.demo_docker import run_demo
+
+    with terminating():
+        try:
+            return run_demo(name or "demodocker")
+        except SwarmError as error:
+            click.echo(f"Error: {error}", err=True)
+            return 1

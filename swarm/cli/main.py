@@ -13,6 +13,7 @@ from swarm.errors import SwarmError
 
 _COMMANDS: Final = {
     "attach": "swarm.cli.namespace:attach",
+    "client-cert": "swarm.cli.clientcert:client_cert",
     "completion": "swarm.cli.shell:completion",
     "daemon": "swarm.cli.daemon:daemon",
     "detach": "swarm.cli.namespace:detach",
@@ -30,8 +31,14 @@ _COMMANDS: Final = {
     "node": "swarm.cli.node:node",
     "ps": "swarm.cli.container:ps",
     "rm": "swarm.cli.container:rm",
+    "rotate-keys": "swarm.cli.gossip:rotate_keys",
     "run": "swarm.cli.container:run",
+    "scheduler": "swarm.cli.scheduler:scheduler",
+    "service": "swarm.cli.service:service",
     "stop": "swarm.cli.container:stop",
+    "unlock": "swarm.cli.lock:unlock",
+    "unlock-key": "swarm.cli.lock:unlock_key",
+    "update": "swarm.cli.lock:update",
 }
 
 EXIT_FLAG: Final = 125

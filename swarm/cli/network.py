@@ -394,9 +394,12 @@ _ENDPOINT_COLUMNS = {
 @click.command()
 @click.argument("name", metavar="[NETWORK]", required=False, default="")
 @click.option("--format", "form", default="table", help=FORMAT_HELP)
+@click.option(
+    "-a", "--all", "everything", is_flag=True, help="Also the nodes' own, which have no name."
+)
 @click.option("--no-trunc", is_flag=True, help="Print whole ids.")
 @click.pass_obj
-def endpoints(host: str | None, name: str, form: str, no_trunc: bool) -> None:
+def endpoints(host: str | None, name: str, form: str, everything: bool, no_trunc: bool) -> None:
     """List the endpoints this node knows, on this host and on others: address, MAC, host."""
     with connect(host) as client:
         answer = client.local.ListEndpoints(local_pb2.ListEndpointsRequest(), timeout=_CALL_SECONDS)
@@ -427,5 +430,6 @@ def endpoints(host: str | None, name: str, form: str, no_trunc: bool) -> None:
         }
         for each in answer.remote
     ]
+    rows = [row for row in rows if row["Name"] or everything]
     rows.sort(key=lambda row: (natural(str(row["Network"])), natural(str(row["Address"]))))
     print_list(rows, _ENDPOINT_COLUMNS, form=form)

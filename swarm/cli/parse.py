@@ -82,3 +82,36 @@ def label_match(labels: dict[str, str], wanted: Iterable[str]) -> bool:
         if key not in labels or (separator and labels[key] != value):
             return False
     return True
+
+
+_PUBLISH = re.compile(
+    r"(?:(?P<host>\d+(?:-\d+)?)?:)?(?P<target>\d+(?:-\d+)?)(?:/(?P<protocol>tcp|udp|sctp))?"
+)
+
+
+def published(text: str) -> list[str]:
+    """Read ``[HOSTPORT:]PORT[/PROTOCOL]``, ranges included, as ``PUBLISHED:TARGET/PROTOCOL`` each.
+
+    Raises:
+        click.BadParameter: it is none, or its ranges differ in length.
+    """
+    found = _PUBLISH.fullmatch(text)
+    if found is None:
+        raise click.BadParameter(
+            f"{text!r} is not [HOSTPORT:]PORT[/PROTOCOL]; host addresses cannot be chosen",
+            param_hint="--publish",
+        )
+    targets = _ports(found["target"])
+    hosts = _ports(found["host"]) if found["host"] else [0] * len(targets)
+    if len(hosts) != len(targets):
+        raise click.BadParameter(f"the ranges of {text!r} differ", param_hint="--publish")
+    protocol = found["protocol"] or "tcp"
+    return [f"{host}:{port}/{protocol}" for host, port in zip(hosts, targets, strict=True)]
+
+
+def _ports(text: str) -> list[int]:
+    first, _, last = text.partition("-")
+    numbers = range(int(first), int(last or first) + 1)
+    if not numbers or numbers[0] < 1 or numbers[-1] > 0xFFFF:
+        raise click.BadParameter(f"{text} are no ports", param_hint="--publish")
+    return list(numbers)

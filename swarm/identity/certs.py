@@ -419,13 +419,16 @@ def issuer_of(leaf_pem: bytes, root_pem: bytes, now: datetime) -> x509.Certifica
     """
     chain = certificates_untrusted(leaf_pem)
     roots = certificates_untrusted(root_pem)
+    anchors: list[x509.Certificate] = []
     for depth, cert in enumerate(chain):
         what = "the certificate" if depth == 0 else "an intermediate certificate"
         _check_dates(cert, now, what)
         _check_strength(cert)
         if depth and not (_is_ca(cert) and _signed_by(chain[depth - 1], cert)):
             raise CertificateError(Fault.FOREIGN, "the certificate chain is broken")
-    anchors = [root for root in roots if _is_ca(root) and _signed_by(chain[-1], root)]
+        # Once a rotation is over, the new root vouches for the leaf itself; the intermediate that
+        # led to the old root comes along until the next renewal and leads nowhere.
+        anchors += [root for root in roots if _is_ca(root) and _signed_by(cert, root)]
     if not anchors:
         raise CertificateError(
             Fault.FOREIGN, "the certificate was not issued by this cluster's root CA"

@@ -19,6 +19,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +31,16 @@ from swarm.identity.certs import MANAGER_NAME, ROOT_NAME, Credentials
 from swarm.identity.secure import SecureEnd
 from swarm.identity.sockets import accept, listen_unix, private_directory, split_target, tune
 from swarm.identity.splice import End, splice
-from swarm.identity.tls import TlsFault, classify, client_context, explain, unverified_context
+from swarm.identity.tls import (
+    TlsFault,
+    check_server,
+    classify,
+    client_context,
+    deferred_context,
+    explain,
+    is_self_signed,
+    unverified_context,
+)
 
 MAX_ROUTES: Final = 256
 """Remotes at once; a cluster has a handful of managers. The longest unused one makes room."""
@@ -98,6 +108,7 @@ class TlsDialer:
             HostError: the credentials cannot be loaded.
         """
         self.directory = directory
+        self._credentials = credentials
         self._context = None if credentials is None else client_context(credentials)
         self._unverified = unverified_context()
         self._routes: dict[tuple[str, str | None], _Route] = {}
@@ -115,6 +126,7 @@ class TlsDialer:
             HostError: they cannot be loaded; the old ones stay in use.
         """
         self._context = client_context(credentials)
+        self._credentials = credentials
 
     def last_error(self, target: str) -> DialError | None:
         """Return why the last connection to ``host:port`` failed; None once the remote has spoken since."""
@@ -271,9 +283,26 @@ class TlsDialer:
             self._failed(route, remote.error or ConnectionResetError(errno.ECONNRESET, "closed"))
 
     async def _dial(self, route: _Route) -> SecureEnd:
-        host, port = split_target(route.target)
         context = self._unverified if route.server_name is None else self._context
         assert context is not None  # noqa: S101  # route() has checked
+        try:
+            return await self._secure(route, context)
+        except ssl.SSLCertVerificationError as error:
+            if not is_self_signed(error):
+                raise
+        # Perhaps a cluster whose root is being replaced: look at the chain ourselves.
+        credentials = self._credentials
+        assert credentials is not None and route.server_name is not None  # noqa: S101, PT018
+        remote = await self._secure(route, deferred_context(credentials))
+        try:
+            check_server(remote.session, credentials, route.server_name, datetime.now(UTC))
+        except BaseException:
+            remote.abort()
+            raise
+        return remote
+
+    async def _secure(self, route: _Route, context: ssl.SSLContext) -> SecureEnd:
+        host, port = split_target(route.target)
         remote = SecureEnd(context, server_side=False, server_name=route.server_name or host)
         sock = await _connect(host, port)
         try:

@@ -12,11 +12,14 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
+
+from cryptography import x509
 
 from swarm.errors import HostError
-from swarm.identity.certs import Credentials
+from swarm.identity.certs import CertificateError, Credentials, Fault, pem_of, verify_chain
 
 ALPN: Final = ("h2",)
 _TLS12_CIPHERS: Final = (
@@ -31,6 +34,12 @@ _V_EXPIRED: Final = 10
 _V_UNTRUSTED: Final = frozenset({2, 7, 18, 19, 20, 21, 24})
 _V_PURPOSE: Final = 26
 _V_HOSTNAME: Final = frozenset({62, 64})
+_V_SELF_SIGNED: Final = 19
+_V_OF_FAULT: Final = {
+    Fault.EXPIRED: _V_EXPIRED,
+    Fault.NOT_YET_VALID: _V_NOT_YET_VALID,
+    Fault.PURPOSE: _V_PURPOSE,
+}
 
 _NOT_TLS: Final = frozenset(
     {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "UNKNOWN_PROTOCOL"}
@@ -99,6 +108,64 @@ def unverified_context() -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_NONE
     _fill(context, None)
     return context
+
+
+def deferred_context(credentials: Credentials) -> ssl.SSLContext:
+    """Build a client context that leaves the server's certificate to :func:`check_server`.
+
+    While an engine's root is being replaced, its managers show a new root signed by the old one, of the
+    same name and without an authority key id. OpenSSL takes that for self-signed and looks no further.
+
+    Raises:
+        HostError: the credentials cannot be loaded.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    _fill(context, credentials)
+    return context
+
+
+def is_self_signed(error: BaseException) -> bool:
+    """Say whether OpenSSL stopped at an intermediate that it takes for a root."""
+    return isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == _V_SELF_SIGNED
+
+
+def check_server(
+    session: ssl.SSLObject, credentials: Credentials, server_name: str, now: datetime
+) -> None:
+    """Verify the server of a finished handshake: its chain leads to our roots, its name is right.
+
+    Raises:
+        ssl.SSLCertVerificationError: it is not one of our managers.
+    """
+    try:
+        chain = _chain_untrusted(session)
+        verify_chain(pem_of(chain), credentials.root_pem, now)
+        names = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (CertificateError, ValueError, x509.ExtensionNotFound) as error:
+        fault = error.fault if isinstance(error, CertificateError) else Fault.FOREIGN
+        raise _verification_error(str(error), _V_OF_FAULT.get(fault, _V_SELF_SIGNED)) from error
+    if server_name not in names.get_values_for_type(x509.DNSName):
+        raise _verification_error(f"the certificate is not for {server_name}", min(_V_HOSTNAME))
+
+
+def _chain_untrusted(session: ssl.SSLObject) -> list[x509.Certificate]:
+    """Return what the peer sent, leaf first; the ssl module shows it by name from Python 3.13 only."""
+    inner: Any = session
+    if hasattr(inner, "get_unverified_chain"):
+        found = inner.get_unverified_chain()
+    else:
+        found = [each.public_bytes(2) for each in inner._sslobj.get_unverified_chain() or ()]  # noqa: SLF001  # 2: DER
+    return [x509.load_der_x509_certificate(each) for each in found]
+
+
+def _verification_error(text: str, code: int) -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError(1, text)
+    # What OpenSSL's own errors carry, and the ssl module reads when it prints them.
+    error.library, error.reason = "SSL", "CERTIFICATE_VERIFY_FAILED"
+    error.verify_code, error.verify_message = code, text
+    return error
 
 
 def _fill(context: ssl.SSLContext, credentials: Credentials | None) -> None:

@@ -76,6 +76,14 @@ class Demo:
             ("the agent dies during a transfer", self.restart),
             ("everything at a glance, then nothing", self.survey),
         )
+        self.perform(steps)
+
+    def perform(self, steps: Sequence[tuple[str, Callable[[], None]]]) -> None:
+        """Run titled steps in order, each announced and timed.
+
+        Raises:
+            DemoFailedError: one did not show what it had to.
+        """
         for number, (title, step) in enumerate(steps, start=1):
             self._console.print(f"\n[bold]{number}/{len(steps)} {title}[/]")
             began = time.monotonic()

@@ -93,6 +93,31 @@ def take(host: str, port: int) -> int:
     return 0
 
 
+def echo(port: int) -> int:
+    """Send every UDP datagram back to where it came from, until killed."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("", port))
+        while True:
+            data, peer = listener.recvfrom(65_535)
+            listener.sendto(data, peer)
+
+
+def ask(host: str, port: int, size: int, timeout: float) -> int:
+    """Send one UDP datagram of ``size`` bytes to an echo and print the size that came back; 1 when none did."""
+    asked = (hashlib.sha256(host.encode()).digest() * (size // 32 + 1))[:size]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.settimeout(timeout)
+        try:
+            sender.connect((host, port))
+            sender.send(asked)
+            answer = sender.recv(65_535)
+        except OSError as error:
+            print(f"no answer from {host}: {error}", file=sys.stderr)  # noqa: T201
+            return 1
+    print(len(answer))  # noqa: T201
+    return int(answer != asked)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the program that the command line names."""
     parser = argparse.ArgumentParser(prog="workloads", description=__doc__)
@@ -111,7 +136,18 @@ def main(arguments: list[str] | None = None) -> int:
     entry = programs.add_parser("take")
     entry.add_argument("host")
     entry.add_argument("port", type=int)
+    entry = programs.add_parser("echo")
+    entry.add_argument("port", type=int)
+    entry = programs.add_parser("ask")
+    entry.add_argument("host")
+    entry.add_argument("port", type=int)
+    entry.add_argument("--size", type=int, default=64)
+    entry.add_argument("--timeout", type=float, default=3.0)
     given = parser.parse_args(arguments)
+    if given.program == "echo":
+        return echo(given.port)
+    if given.program == "ask":
+        return ask(given.host, given.port, given.size, given.timeout)
     if given.program == "serve":
         return serve(given.port)
     if given.program == "fetch":

@@ -11,6 +11,7 @@ from swarm.model.types import (
     Annotations,
     BlacklistedCertificate,
     Certificate,
+    ClientCertificate,
     Driver,
     EncryptionKey,
     Endpoint,
@@ -119,3 +120,4 @@ class Cluster:
     default_address_pool: tuple[str, ...] = ()
     subnet_size: int = 0
     vxlan_udp_port: int = 0
+    client_certificates: tuple[ClientCertificate, ...] = ()

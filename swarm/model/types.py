@@ -373,3 +373,13 @@ class BlacklistedCertificate:
     """A removed node's certificate stays refused until ``expiry``."""
 
     expiry: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientCertificate:
+    """A certificate of somebody who is no node; ``cn`` is its common name."""
+
+    name: str = ""
+    cn: str = ""
+    issued_at: int | None = None
+    expiry: int | None = None

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from agent.balancer import Balancer
+from agent.balancer.hostports import HostPorts
+from agent.balancer.mesh import Mesh
 from agent.dataplane.dataplane import Dataplane
 from agent.dataplane.model import (
     Endpoint,
@@ -24,6 +28,8 @@ from agent.dataplane.model import (
     VxlanCounters,
     Wanted,
 )
+from agent.dataplane.names import vxlan_mac
+from agent.dataplane.nft import Nft
 from agent.discovery.names import NameTable
 from agent.discovery.service import Discovery
 from agent.gossip.changes import ChangeKind, TableChange
@@ -38,8 +44,14 @@ from agent.gossip.records import (
 from agent.gossip.service import Gossip, Member, State
 from agent.node import coordinator as module
 from agent.node.coordinator import AttachRequest, Coordinator
-from agent.node.seams import DataplanePort, DiscoveryPort, GossipPort, SessionPort
-from agent.node.state import RunDirectory
+from agent.node.seams import (
+    BalancerPort,
+    DataplanePort,
+    DiscoveryPort,
+    GossipPort,
+    SessionPort,
+)
+from agent.node.state import RunDirectory, ServicePart, Stage
 from agent.session.service import Session
 from swarm import model
 from swarm.errors import (
@@ -73,10 +85,14 @@ CONTAINER = "c" * 64
 
 
 def conforms(
-    session: Session, gossip: Gossip, dataplane: Dataplane, discovery: Discovery
-) -> tuple[SessionPort, GossipPort, DataplanePort, DiscoveryPort]:
+    session: Session,
+    gossip: Gossip,
+    dataplane: Dataplane,
+    discovery: Discovery,
+    balancer: Balancer,
+) -> tuple[SessionPort, GossipPort, DataplanePort, DiscoveryPort, BalancerPort]:
     """Checked by mypy alone: the real classes fit the seams that the fakes below stand in for."""
-    return session, gossip, dataplane, discovery
+    return session, gossip, dataplane, discovery, balancer
 
 
 def network(number: int = 1, **options: str) -> model.Network:
@@ -272,6 +288,16 @@ class FakeDataplane:
     async def counters(self, network_id: str) -> VxlanCounters:
         raise NotFoundError(network_id)
 
+    async def exit_address(self, endpoint_id: str) -> ipaddress.IPv4Address | None:
+        found = self.endpoints.get(endpoint_id)
+        return ipaddress.IPv4Address("172.30.0.2") if found and found.default_route else None
+
+    async def within(self, network_id: str, step: Callable[[Nft], Any]) -> Any:
+        raise NotFoundError(network_id)
+
+    async def change_vips(self, network_id: str, add: Any, drop: Any) -> None:
+        raise NotFoundError(network_id)
+
 
 @dataclass
 class FakeDiscovery:
@@ -321,6 +347,10 @@ class World:
         self.gossip = FakeGossip(self.log)
         self.dataplane = FakeDataplane(self.log)
         self.discovery = FakeDiscovery(self.log)
+        # Neither runs: they only note what they are told.
+        self.balancer = Balancer(self.dataplane)
+        self.mesh = Mesh(self.dataplane, self.balancer, routers=self.run.path, vtep=VTEP)
+        self.node: model.Node | None = None
         self.names = NameTable()
         for number in (1, 2):
             self.session.networks[f"backend{number}"] = network(number)
@@ -331,6 +361,10 @@ class World:
             vtep=VTEP,
             session=self.session,
             dataplane=self.dataplane,
+            balancer=self.balancer,
+            mesh=self.mesh,
+            ports=HostPorts(self.balancer),
+            node=self.node,
             discovery=self.discovery,
             names=self.names,
             run_dir=self.run,
@@ -632,10 +666,159 @@ async def test_an_attachment_nobody_knows_is_given_back(world: World) -> None:
         await until(lambda: ("release", "old") in world.log)
 
 
-async def test_a_service_task_is_rejected(world: World) -> None:
+VIP = ipaddress.ip_address("10.0.1.200")
+
+
+def service_request(**changes: Any) -> AttachRequest:
+    part = ServicePart(
+        service_id="s1", service_name="web", virtual_ips=(str(VIP),), aliases=("www",)
+    )
+    return request("net1", container_name="web.1.t1", service=part, **changes)
+
+
+async def service_endpoint(coordinator: Coordinator, address: str = "10.0.1.7/24") -> None:
+    assigned = NetworkAttachment(network=network(1), addresses=(address,))
+    await coordinator.attach_assigned(service_request(), "t1", assigned)
+
+
+def published(world: World) -> EndpointRecord | None:
+    values = [v for (table, _, _), v in world.gossip.held.items() if table == ENDPOINT_TABLE]
+    return decode_endpoint_untrusted(values[0]) if values else None
+
+
+async def test_a_services_endpoint_is_announced_when_it_serves_and_when_it_drains(
+    world: World,
+) -> None:
+    async with world.start() as coordinator:
+        await service_endpoint(coordinator)
+        networks = [network(1).id]
+        assert "10.0.1.7" in {
+            str(peer.addresses[0].ip) for peer in world.dataplane.endpoints.values()
+        }
+        assert published(world) is None
+        assert world.balancer.vips(network(1).id) == ()
+        assert not world.names.lookup(networks, "web", "A").known
+        coordinator.set_stage(CONTAINER, Stage.SERVING)
+        record = published(world)
+        assert record is not None
+        assert (record.service_id, record.virtual_ip, record.aliases) == ("s1", str(VIP), ("www",))
+        assert not record.service_disabled
+        assert world.names.lookup(networks, "web", "A").addresses == (VIP,)
+        assert [str(a) for a in world.names.lookup(networks, "tasks.web", "A").addresses] == [
+            "10.0.1.7"
+        ]
+        assert world.balancer.vips(network(1).id) == (VIP,)
+        coordinator.set_stage(CONTAINER, Stage.DRAINING)
+        record = published(world)
+        assert record is not None
+        assert record.service_disabled
+        assert not world.names.lookup(networks, "tasks.web", "A").addresses
+        assert world.names.lookup(networks, "web", "A").addresses == (VIP,)
+
+
+async def test_a_services_endpoint_asks_and_tells_managers_nothing(world: World) -> None:
+    async with world.start() as coordinator:
+        await service_endpoint(coordinator)
+        coordinator.task_removed("t1")
+        coordinator.assignments_complete()
+        await coordinator.container_gone(CONTAINER)
+        assert not coordinator.attachments()
+        assert not [line for line in world.log if line[0] in {"report", "release", "attach"}]
+
+
+async def test_a_services_endpoint_survives_a_restart_in_its_stage(world: World) -> None:
+    async with world.start() as coordinator:
+        await service_endpoint(coordinator)
+        coordinator.set_stage(CONTAINER, Stage.SERVING)
+        before = coordinator.attachments()
+    world = world.restarted()
+    async with world.start() as coordinator:
+        await until(lambda: published(world) is not None)
+        assert coordinator.attachments() == before
+        assert world.dataplane.wanted is not None
+        assert world.dataplane.wanted.vips == ((network(1).id, VIP),)
+        assert not world.session.statuses
+
+
+def ingress_node() -> model.Node:
+    base = network(1)
+    ingress = replace(base, spec=replace(base.spec, ingress=True))
+    return model.Node(
+        id="n1", attachments=(NetworkAttachment(network=ingress, addresses=("10.0.1.3/24",)),)
+    )
+
+
+def identities(world: World) -> list[PeerRecord]:
+    return [
+        decode_peer_untrusted(value)
+        for (table, _, _), value in world.gossip.held.items()
+        if table == PEER_TABLE
+    ]
+
+
+async def test_a_node_takes_part_in_ingress_without_endpoints(world: World) -> None:
+    """It tells others where it is under its tunnel device's MAC, and stays after the last task."""
+    async with world.start() as coordinator:
+        coordinator.node_changed(ingress_node())
+        await until(lambda: bool(identities(world)))
+        (record,) = identities(world)
+        assert (record.endpoint_ip, record.tunnel_endpoint_ip) == ("10.0.1.3/24", str(VTEP))
+        assert record.endpoint_mac == vxlan_mac(VTEP, 4097)
+        assert network(1).id in world.dataplane.networks
+        coordinator.node_changed(ingress_node())
+        assert len(identities(world)) == 1
+
+
+async def test_a_new_agent_keeps_the_ingress_router(world: World) -> None:
+    """The first reconcile wants it, with this node's address; nothing is removed and made again."""
+    async with world.start() as coordinator:
+        coordinator.node_changed(ingress_node())
+        await until(lambda: bool(identities(world)))
+    world = world.restarted()
+    world.node = ingress_node()
     async with world.start():
-        world.session.give(Task(id="svc", spec=TaskSpec(container=b"x")))
-        assert world.session.statuses["svc"] is TaskState.REJECTED
+        assert world.dataplane.wanted is not None
+        assert [each.id for each in world.dataplane.wanted.networks] == [network(1).id]
+        assert world.dataplane.wanted.vips == ((network(1).id, ipaddress.ip_address("10.0.1.3")),)
+
+
+async def test_a_port_in_use_fails_the_attach_and_leaves_nothing(world: World) -> None:
+    holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    with holder:
+        holder.bind(("", 0))
+        number = holder.getsockname()[1]
+        async with world.start() as coordinator:
+            with pytest.raises(ConflictError, match=str(number)):
+                await coordinator.attach(request(publish=(f"{number}:80/tcp",)))
+            assert not coordinator.attachments()
+            assert not world.dataplane.endpoints
+            await until(lambda: ("release", "task2") in world.log)
+            attachment = await coordinator.attach(request(publish=("0:80/tcp",)))
+            assert attachment.published
+            assert attachment.published[0].endswith(":80/tcp")
+
+
+@pytest.mark.parametrize("vip", ["10.0.1.1", "10.0.9.9", "10.0.1.5", "fd00::1"])
+async def test_a_record_with_an_impossible_virtual_address_is_no_backend(
+    world: World, vip: str
+) -> None:
+    async with world.start() as coordinator:
+        await coordinator.attach(request())
+        record = EndpointRecord(
+            name="x", service_id="s", service_name="web", virtual_ip=vip, endpoint_ip="10.0.1.5"
+        )
+        coordinator.gossip_changed(
+            TableChange(
+                kind=ChangeKind.CREATE,
+                table=ENDPOINT_TABLE,
+                network=network(1).id,
+                key="k",
+                value=record.encode(),
+                previous=None,
+                owner="other",
+            )
+        )
+        assert world.balancer.vips(network(1).id) == ()
 
 
 async def test_a_task_the_manager_shuts_down_is_detached(world: World) -> None:

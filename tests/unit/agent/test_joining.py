@@ -24,7 +24,6 @@ from swarm.errors import (
     PermissionDeniedError,
     SwarmError,
     UnavailableError,
-    UnimplementedError,
 )
 from swarm.identity.certs import Credentials, Role, RootCA, new_key_and_csr, new_root
 from swarm.identity.dialer import TlsDialer
@@ -47,6 +46,7 @@ class Authority:
     busy: int = 0
     fail: str = ""
     stale_csr: bool = False
+    membership: types_pb2.NodeMembership.ValueType = types_pb2.NODE_MEMBERSHIP_ACCEPTED
     calls: int = 0
     issued: dict[str, types_pb2.Certificate] = field(default_factory=dict)
     node_id: str = ""
@@ -72,9 +72,7 @@ class Authority:
                 request.csr, node_id=node_id, cluster_id=CLUSTER, role=self.role, now=NOW
             ),
         )
-        return ca_pb2.IssueNodeCertificateResponse(
-            node_id=node_id, node_membership=types_pb2.NODE_MEMBERSHIP_ACCEPTED
-        )
+        return ca_pb2.IssueNodeCertificateResponse(node_id=node_id, node_membership=self.membership)
 
     async def NodeCertificateStatus(  # noqa: N802
         self, request: ca_pb2.NodeCertificateStatusRequest, _: Any
@@ -210,12 +208,14 @@ async def test_an_election_is_waited_for(
     assert authority.calls == 3
 
 
-async def test_a_manager_token_is_refused(authority: Authority, tmp_path: Path) -> None:
-    """One manager in this version."""
+async def test_a_manager_token_gives_a_managers_certificate(
+    authority: Authority, tmp_path: Path
+) -> None:
+    """The role in the certificate is what the node becomes."""
     authority.role = Role.MANAGER
     async with _serving(authority, tmp_path) as target:
-        with pytest.raises(UnimplementedError, match="worker token"):
-            await join([target], str(authority.token), directory=tmp_path / "dial")
+        joined = await join([target], str(authority.token), directory=tmp_path / "dial")
+    assert joined.identity.role is Role.MANAGER
 
 
 async def test_a_failed_issue_gives_the_reason(authority: Authority, tmp_path: Path) -> None:
@@ -282,6 +282,15 @@ class TestRenewal:
         assert renewed.identity == before.identity
         assert renewed.root_pem == before.root_pem
         assert renewed.key_pem != before.key_pem
+
+    async def test_a_pending_membership_is_no_refusal(
+        self, authority: Authority, tmp_path: Path
+    ) -> None:
+        """Engines say so for every node that ``docker node update`` has touched, and issue all the same."""
+        authority.node_id = new_id()
+        authority.membership = types_pb2.NODE_MEMBERSHIP_PENDING
+        async with self._renewing(authority, tmp_path, authority.node_id) as (renewal, installed):
+            assert installed == [await renewal.renew(None)]
 
     async def test_a_certificate_for_somebody_else_is_refused(
         self, authority: Authority, tmp_path: Path

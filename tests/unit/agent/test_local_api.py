@@ -36,6 +36,7 @@ async def _serving(tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
     node = Node(
         NodeSettings(state_dir=tmp_path / "state", run_dir=tmp_path / "run", hostname="h1"),
         discovery=discovery,
+        runtime=runtime,
     )
     workloads = Workloads(runtime, node, random.Random(1))
     path = tmp_path / "s.sock"

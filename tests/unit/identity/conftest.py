@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,10 @@ import grpc
 import grpc.aio
 import pytest
 import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from swarm.identity.certs import Credentials, Role, RootCA, new_key_and_csr, new_root
 from swarm.identity.dialer import TlsDialer
@@ -58,6 +62,32 @@ class Cluster:
             now=now or datetime.now(UTC),
         )
         return Credentials(root_pem=self.root.cert_pem, cert_pem=cert, key_pem=key)
+
+    def rotating(self, *, by: RootCA | None = None) -> Cluster:
+        """The same cluster under a new root that the present one (or ``by``) has signed, as an engine does it.
+
+        The new root's signed form has the same name and no authority key id.
+        """
+        now = datetime.now(UTC)
+        fresh, signer = new_root(now), by or self.root
+        assert signer.key_pem is not None
+        subject = x509.load_pem_x509_certificate(fresh.cert_pem)
+        key, subject_key = load_pem_private_key(signer.key_pem, None), subject.public_key()
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        assert isinstance(subject_key, ec.EllipticCurvePublicKey)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject.subject)
+            .issuer_name(subject.subject)
+            .public_key(subject_key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(minutes=5))
+            .not_valid_after(now + timedelta(days=1))
+        )
+        for item in subject.extensions:
+            builder = builder.add_extension(item.value, item.critical)
+        between = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+        return replace(self, root=replace(fresh, intermediates_pem=between))
 
     @property
     def stranger(self) -> Credentials:

@@ -119,6 +119,15 @@ def test_a_chain_through_a_cross_signed_root() -> None:
     assert info.trust_root == ROOT.cert_pem
 
 
+def test_a_chain_after_the_rotation() -> None:
+    """The new root alone vouches for the leaf; the intermediate that led to the old one does no harm."""
+    pem, key = leaf(replace(OTHER, intermediates_pem=cross_signed(ROOT, OTHER)))
+    assert verify_chain(pem, OTHER.cert_pem, NOW) == IDENTITY
+    info = tls_info(Credentials(root_pem=OTHER.cert_pem, cert_pem=pem, key_pem=key), NOW)
+    assert info.issuer_public_key == spki(OTHER)
+    assert fault(pem, new_root(NOW).cert_pem) is Fault.FOREIGN
+
+
 def test_a_broken_link() -> None:
     """A next certificate that did not sign the one before breaks the chain."""
     between = cross_signed(ROOT, OTHER)

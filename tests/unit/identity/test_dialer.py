@@ -9,6 +9,7 @@ import random
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,41 @@ async def test_another_clusters_manager(
         error = await refused(dialer, served.target)
         assert error.fault is TlsFault.FOREIGN
         assert "certificate of another cluster" in str(error)
+
+
+async def test_a_manager_under_a_root_that_is_being_replaced(
+    serve: Serve, dial: Dial, cluster: Cluster, worker: Credentials
+) -> None:
+    """A new root signed by ours is ours, even in the form in which OpenSSL takes it for self-signed."""
+    renewed = cluster.rotating().member(Role.MANAGER, MANAGER)
+    serving = replace(
+        renewed, root_pem=cluster.root.cert_pem
+    )  # the old root is everybody's until the end
+    async with serve(serving) as served, dial(worker) as dialer:
+        channel: Any = dialer.channel(served.target)
+        assert await who(channel) == WORKER
+        assert dialer.last_error(served.target) is None
+        await channel.close()
+
+
+async def test_who_only_looks_like_a_manager_under_a_new_root(
+    serve: Serve, dial: Dial, cluster: Cluster, foreign: Cluster, worker: Credentials
+) -> None:
+    """Signed by another cluster's root, or a worker, or expired: told as ever, and not one byte goes there."""
+    old = datetime.now(UTC) - timedelta(hours=9)
+    rotating = cluster.rotating()
+    for credentials, fault in (
+        (cluster.rotating(by=foreign.root).member(Role.MANAGER, MANAGER), TlsFault.FOREIGN),
+        (rotating.member(Role.WORKER, "x" * 25), TlsFault.WRONG_NAME),
+        (
+            rotating.member(Role.MANAGER, MANAGER, now=old, validity=timedelta(hours=2)),
+            TlsFault.EXPIRED,
+        ),
+    ):
+        async with serve(credentials) as served, dial(worker) as dialer:
+            error = await refused(dialer, served.target)
+            assert error.fault is fault
+            assert served.callers == []
 
 
 async def test_an_expired_manager(

@@ -406,6 +406,18 @@ async def swarm(stopped_swarm: Swarm) -> Swarm:
 
 
 @pytest.fixture
+def make_swarm() -> Callable[[Path], Swarm]:
+    """Make further managers; whoever makes them closes them."""
+    return Swarm
+
+
+@pytest.fixture
+def other_port() -> Callable[[], int]:
+    """Find a port for a manager that moves."""
+    return free_port
+
+
+@pytest.fixture
 async def make_engine(short_dir: Path) -> AsyncIterator[Callable[[str], Engine]]:
     """Make nodes for a manager that runs elsewhere, by its host:port."""
     made: list[Engine] = []

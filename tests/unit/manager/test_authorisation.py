@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2 as grpc_health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from manager.api.access import matrix
 from manager.cluster import signing_ca
@@ -22,6 +24,7 @@ from swarm.api.docker.swarmkit import (
     membership_pb2,
     resource_pb2,
 )
+from swarm.api.overswarm.v1 import scheduler_pb2
 from swarm.identity.certs import ROOT_NAME, Credentials, Role, new_key_and_csr, new_root
 from swarm.identity.dialer import TlsDialer
 from swarm.identity.keystore import KeyStore
@@ -38,12 +41,24 @@ SERVICES = [
         logbroker_pb2,
         membership_pb2,
         resource_pb2,
+        scheduler_pb2,
+        grpc_health_pb2,
+        reflection_pb2,
     )
     for service in file.DESCRIPTOR.services_by_name.values()
 ]
 
 # The protocol's own table, independent of what the contracts declare.
-ANYONE = {"none", "foreign organisation", "removed", "worker", "manager"}
+ANYONE = {
+    "none",
+    "foreign organisation",
+    "removed",
+    "worker",
+    "manager",
+    "scheduler",
+    "revoked scheduler",
+}
+SCHEDULERS = {"scheduler", "manager"}
 TABLE = {
     "CA/GetRootCACertificate": ANYONE,
     "CA/GetUnlockKey": {"manager"},
@@ -53,21 +68,41 @@ TABLE = {
     "LogBroker/*": {"worker", "manager"},
     "RaftMembership/*": {"manager"},
     "Health/*": {"manager"},
+    "Control/GetNode": SCHEDULERS,
+    "Control/ListNodes": SCHEDULERS,
+    "Control/GetTask": SCHEDULERS,
+    "Control/ListTasks": SCHEDULERS,
+    "Control/GetNetwork": SCHEDULERS,
+    "Control/ListNetworks": SCHEDULERS,
+    "Control/GetService": SCHEDULERS,
+    "Control/ListServices": SCHEDULERS,
+    "Control/ListServiceStatuses": SCHEDULERS,
+    "Control/CreateService": SCHEDULERS,
+    "Control/UpdateService": SCHEDULERS,
+    "Control/RemoveService": SCHEDULERS,
     "Control/*": {"manager"},
+    "Scheduler/*": SCHEDULERS,
+    "ClientCertificates/*": {"manager"},
+    "grpc.health.v1.Health/*": {"worker", "scheduler", "manager"},
+    "grpc.reflection.v1alpha.ServerReflection/*": {"worker", "scheduler", "manager"},
 }
 
 
 def allowed(path: str) -> set[str]:
-    _, _, name = path.rpartition("docker.swarmkit.v1.")
+    name = path.removeprefix("/")
+    for package in ("docker.swarmkit.v1.", "overswarm.v1."):
+        name = name.removeprefix(package)
     return TABLE.get(name) or TABLE[f"{name.partition('/')[0]}/*"]
 
 
-def certificate(swarm: Any, *, cluster: str, node: str, root: Any = None) -> Credentials:
-    """Issue a worker certificate, by the cluster's root unless told another."""
+def certificate(
+    swarm: Any, *, cluster: str, node: str, root: Any = None, role: Role = Role.WORKER
+) -> Credentials:
+    """Issue a certificate, by the cluster's root unless told another."""
     own = signing_ca(swarm.cluster)
     key, csr = new_key_and_csr()
     cert = (root or own).issue(
-        csr, node_id=node, cluster_id=cluster, role=Role.WORKER, now=datetime.now(UTC)
+        csr, node_id=node, cluster_id=cluster, role=role, now=datetime.now(UTC)
     )
     return Credentials(root_pem=own.cert_pem, cert_pem=cert, key_pem=key)
 
@@ -104,6 +139,12 @@ async def test_every_rpc_admits_exactly_whom_the_protocol_says(swarm: Any) -> No
         "manager": manager,
         "foreign organisation": certificate(swarm, cluster="other", node="n"),
         "removed": removed.credentials,
+        "scheduler": certificate(
+            swarm, cluster=swarm.cluster.id, node="robot", role=Role.SCHEDULER
+        ),
+        "revoked scheduler": certificate(
+            swarm, cluster=swarm.cluster.id, node=removed.node_id, role=Role.SCHEDULER
+        ),
     }
     wrong = []
     for name, credentials in callers.items():
@@ -218,7 +259,8 @@ class TestForwarding:
 
 
 def test_the_contracts_declare_what_the_protocol_says() -> None:
-    for path, access in matrix(SERVICES).items():
+    ours = [each for each in SERVICES if not each.full_name.startswith("grpc.")]
+    for path, access in matrix(ours).items():
         wanted = allowed(path)
         if "none" in wanted:
             assert access.open

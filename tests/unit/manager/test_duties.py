@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from manager.duties import Leadership
+from manager.keyage import KeyAge
 from manager.raft.events import Role
 from manager.raft.membership import Member
 from manager.raft.node import RaftStatus
@@ -111,12 +113,62 @@ async def test_a_failing_duty_ends_the_manager() -> None:
     assert failure.group_contains(InvariantError)
 
 
-def test_a_follower_names_the_leader() -> None:
+async def test_a_duty_that_meets_the_end_of_leadership_begins_again() -> None:
+    """A write refused because another manager leads ends no manager; the duty runs when it leads again."""
+    times = asyncio.Queue[None]()
+
+    async def loses() -> None:
+        times.put_nowait(None)
+        raise UnavailableError("leadership was lost")
+
     leadership = Leadership(passes)
-    assert not leadership.led
-    assert str(leadership.refusal()).endswith("no leader is known now.")
-    leadership.note(FOLLOWER)
-    assert leadership.led
-    assert "192.0.2.2:2377" in str(leadership.refusal())
     leadership.note(LEADER)
-    assert leadership.refusal() is None
+    task = asyncio.create_task(leadership.run([loses]))
+    await times.get()
+    await times.get()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+class Wall:
+    """A wall clock that is set by hand; seconds."""
+
+    now = 1_000_000
+
+    def __call__(self) -> int:
+        return self.now * 10**9
+
+
+def test_keys_age_over_restarts(tmp_path: Path) -> None:
+    """Neither a restart nor a new leader begins the twelve hours anew; new keys do."""
+    wall = Wall()
+    age = KeyAge(tmp_path / "age", wall)
+    age.note(7)
+    wall.now += 40
+    age.note(7)
+    assert age.left(100) == 60
+    again = KeyAge(tmp_path / "age", wall)
+    again.note(7)
+    assert again.left(100) == 60
+    wall.now += 1000
+    assert again.left(100) == 0
+    again.note(13)
+    assert again.left(100) == 100
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"lamport": "x", "since": 1}', b"\xff"])
+def test_a_damaged_note_of_the_keys_age_begins_the_wait(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "age").write_bytes(content)
+    age = KeyAge(tmp_path / "age", Wall())
+    age.note(7)
+    assert age.left(100) == 100
+
+
+def test_a_clock_set_back_begins_the_wait(tmp_path: Path) -> None:
+    wall = Wall()
+    KeyAge(tmp_path / "age", wall).note(7)
+    wall.now -= 500
+    age = KeyAge(tmp_path / "age", wall)
+    age.note(7)
+    assert age.left(100) == 100

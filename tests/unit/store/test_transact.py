@@ -429,3 +429,20 @@ async def test_task_indexes_follow_every_change(running: Running) -> None:
         await store.transact(lambda tx: tx.delete("t1"))
         assert not tasks.by_node("n2")
         assert not tasks.by_service("s")
+
+
+async def test_a_part_of_a_transaction_can_be_taken_back(running: Running) -> None:
+    """What fails leaves nothing behind; what came before it stays, and the transaction goes on."""
+
+    def build(tx: Transaction) -> None:
+        tx.create(Node(id="a"))
+        with pytest.raises(ConflictError), tx.part():
+            tx.create(Node(id="b"))
+            tx.delete("a")
+            tx.create(Node(id="b"))
+        assert "b" not in tx.nodes
+        tx.create(Node(id="c"))
+
+    async with running() as (store, _):
+        await store.transact(build)
+        assert [node.id for node in store.view.nodes.all()] == ["a", "c"]
