@@ -5,11 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench stubs install clean
+.PHONY: help demo demo-docker test check bench soak stubs install clean
 help:
 	@echo "make demo    install what is missing and run the main job on a lab of three hosts (root)"
+	@echo "make demo-docker  the same with stock Docker engines in the cluster, and ours in theirs (root)"
 	@echo "make test    install what is missing and run every test this machine can run (root)"
 	@echo "make check   format, lint, types, layering, spelling"
+	@echo "make soak    simulated managers under every fault at once: SEEDS=1000 FIRST=0 (CORES=1: raft cores alone)"
 	@echo "make bench   measurements, each as a ratio against a floor in the same run (root)"
 
 $(STAMP): pyproject.toml deploy/build_stubs.py deploy/prepare.sh $(shell find proto -name '*.proto')
@@ -21,6 +23,10 @@ install: $(STAMP)
 demo: $(STAMP)
 	@$(BIN)/swarm lab demo
 
+demo-docker: $(STAMP)
+	@bash deploy/engine.sh
+	@$(BIN)/swarm lab demo-docker
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -29,7 +35,15 @@ check: $(STAMP)
 	$(BIN)/codespell README.md CHANGELOG.md docs proto swarm manager agent deploy tests
 
 test: $(STAMP)
+	@bash deploy/engine.sh || echo "==> tests with a real Docker engine will be skipped"
 	$(BIN)/pytest
+
+SEEDS ?= 1000
+FIRST ?= 0
+CORES ?=
+
+soak: $(STAMP)
+	@PYTHONPATH=tests $(BIN)/python -m support.managers.soak --seeds $(SEEDS) --first $(FIRST) $(if $(CORES),--cores)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench

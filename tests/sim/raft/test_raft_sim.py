@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 import pytest
-from raft_world import simulate
+from support.managers.register import simulate
 
-SEEDS = int(os.environ.get("OVERSWARM_SEEDS", "500"))
+SEEDS = int(os.environ.get("OVERSWARM_SEEDS", "400"))
 FIRST = int(os.environ.get("OVERSWARM_FIRST_SEED", "0"))
 BLOCK = 25
 

@@ -1,0 +1,101 @@
+"""Two clusters with real Docker engines: theirs in ours (m1, w1 and d1, d2), and ours in theirs (d1 and w1, w2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.cluster import Cluster
+from support.mixed import Mixed
+
+from swarm.lab.cluster import Lab
+from swarm.lab.engine import PACKAGES, Engine, missing
+from swarm.lab.traces import observe
+
+
+@contextmanager
+def engines_in(lab: Lab, hosts: tuple[str, ...], folder: Path) -> Iterator[dict[str, Engine]]:
+    """Engines on new bare hosts of a lab, started at the same time; nothing of them stays."""
+    engines = {host: Engine(lab, host, folder / host) for host in hosts}
+    try:
+        for host, engine in engines.items():
+            lab.add_bare(host)
+            engine.launch()
+        for engine in engines.values():
+            engine.await_ready()
+        yield engines
+    finally:
+        for engine in engines.values():
+            engine.destroy()
+
+
+@contextmanager
+def clean_lab(name: str) -> Iterator[Lab]:
+    """A lab that must leave nothing behind."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: makes network namespaces")
+    lacking = missing()
+    if lacking:
+        pytest.skip(
+            f"no Docker engine: {', '.join(lacking)} missing (apt-get install {' '.join(PACKAGES)})"
+        )
+    Lab(name).down()
+    before = observe(name)
+    lab = Lab(name)
+    try:
+        yield lab
+    finally:
+        lab.down()
+    # Other labs may come and go meanwhile: only what carries this one's name counts.
+    assert [line for line in before.left_behind(observe(name)) if name in line] == []
+
+
+@pytest.fixture(scope="session")
+def joined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixed]:
+    """Our manager m1 and worker w1, and two engines that joined them with ``docker swarm join``."""
+    with clean_lab("interop") as lab:
+        lab.up(managers=1, workers=1)
+        with engines_in(lab, ("d1", "d2"), tmp_path_factory.mktemp("engines")) as engines:
+            token = lab.tokens("m1")["worker"]
+            manager = lab.state.require("m1").address
+            for engine in engines.values():
+                engine.docker("swarm", "join", "--token", token, f"{manager}:2377")
+            lab.await_ready("m1", 4)
+            yield Mixed(Cluster(lab), engines)
+
+
+@pytest.fixture
+def mixed(joined: Mixed) -> Iterator[Mixed]:
+    """The cluster of ours with engines in it; containers of the test are removed after it."""
+    yield joined
+    for host, name in list(joined.made):
+        joined.remove(host, name)
+
+
+@pytest.fixture
+def network(mixed: Mixed, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a fresh attachable network; removed after the test with the containers on it."""
+    name = f"net{abs(hash(request.node.nodeid)) % 1_000_000}"
+    mixed.cluster.network(name)
+    yield name
+    for host, container in list(mixed.made):
+        mixed.remove(host, container)
+    mixed.cluster.remove_network(name)
+
+
+@pytest.fixture(scope="session")
+def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixed]:
+    """An engine d1 that made a swarm of its own, and our daemons w1 and w2 that joined it as workers."""
+    with clean_lab("guests") as lab:
+        lab.build(["w1", "w2"])
+        with engines_in(lab, ("d1",), tmp_path_factory.mktemp("guests")) as engines:
+            mixed = Mixed(Cluster(lab), engines)
+            boss = engines["d1"]
+            boss.docker("swarm", "init", "--advertise-addr", boss.address)
+            token = boss.docker("swarm", "join-token", "-q", "worker").strip()
+            for host in ("w1", "w2"):
+                lab.join(host, boss.address, token)
+            yield mixed
