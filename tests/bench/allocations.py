@@ -44,9 +44,9 @@ def run() -> list[Row]:
         for size, rate in measured.items():
             rows.append(
                 Row(
-                    what=f"CreateTasks, batches of {size}, {managers_}",
+                    what=f"tasks, CreateTasks of {size}, {managers_}",
                     value=rate,
-                    unit="tasks/s",
+                    unit="/s",
                     floor=size / floor,
                     floor_name=f"{size} a synced transaction",
                     goal=f">= {GOAL}" if size == 1000 else "",
@@ -125,7 +125,7 @@ async def _service(leader: Managed, name: str, network: str) -> str:
 async def _sessions(group: Group) -> AsyncIterator[list[str]]:
     """Keep the managers' own nodes ready, as their agents would; their ids."""
     nodes = []
-    async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+    async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as stack:
         for each in group.managers:
             credentials = KeyStore(each.directory / "s" / "certificates").load()
             if credentials is None or credentials.identity is None:

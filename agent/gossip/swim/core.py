@@ -189,7 +189,10 @@ class Swim:
                     return None
                 return self.frame(wire.Ack(seq=message.seq), dialling=False)
             case wire.PushPull():
-                reply = self.frame(self._full_state(join=message.join), dialling=False)
+                state = self._full_state(join=message.join)
+                former = self._superseded(message.nodes)
+                nodes = tuple(node for node in state.nodes if node.name not in former)
+                reply = self.frame(replace(state, nodes=nodes), dialling=False)
                 self._merge(message)
                 return reply
             case wire.User():
@@ -394,6 +397,23 @@ class Swim:
             nodes=tuple(member.to_wire() for member in self.members),
             user_state=self._delegate.local_state(join=join),
         )
+
+    def _superseded(self, nodes: Iterable[wire.NodeState]) -> set[str]:
+        """Return the members at whose address a name now lives that is new to us.
+
+        They are processes that were killed and started again. Whoever is asking must not be told of its
+        former self: an engine would bulk-sync with it for half a minute before it does anything else.
+        """
+        places = {
+            (node.addr, node.port)
+            for node in nodes
+            if node.state is State.ALIVE and self.members.get(node.name) is None
+        }
+        return {
+            member.name
+            for member in self.members
+            if member.name != self.name and (member.addr, member.port) in places
+        }
 
     def _merge(self, message: wire.PushPull) -> None:
         """Merge another node's view; the state of the layer above comes last."""

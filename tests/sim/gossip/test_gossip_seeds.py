@@ -56,3 +56,25 @@ def test_a_seed_that_stays_away_is_not_pestered(simulate: Make, seed: int) -> No
     host.node.swim.join = lambda address, port: (dialled.append(sim.now), join(address, port))
     sim.run(300.0)
     assert 4 <= len(dialled) <= 7
+
+
+def test_a_restarted_process_does_not_hear_of_its_former_self(simulate: Make, seed: int) -> None:
+    """Killed and back at once under a new name, it is not told that its old name lives at its address.
+
+    An engine would wait half a minute for that name's bulk sync, and no container could start meanwhile.
+    """
+    sim = simulate(seed, timing=LAN)
+    first = sim.start(SEED)
+    others = [sim.start(f"10.0.0.{n}", seeds=[SEED]) for n in (2, 3)]
+    sim.settle(10.0)
+    sim.kill(others[0])
+    back = sim.start(others[0].address, seeds=[SEED])
+    sim.run(1.0)
+    assert {member.name for member in back.node.swim.members} == {
+        host.node.name for host in (first, back, others[1])
+    }
+    sim.run(20.0)
+    for host in (first, back, others[1]):
+        assert {member.name for member in host.node.swim.members if not member.gone} == {
+            each.node.name for each in (first, back, others[1])
+        }

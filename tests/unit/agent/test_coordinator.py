@@ -357,13 +357,14 @@ class World:
 
     @contextlib.asynccontextmanager
     async def start(self, *, gossip: bool = True) -> AsyncIterator[Coordinator]:
+        ports = HostPorts(self.balancer)
         coordinator = Coordinator(
             vtep=VTEP,
             session=self.session,
             dataplane=self.dataplane,
             balancer=self.balancer,
             mesh=self.mesh,
-            ports=HostPorts(self.balancer),
+            ports=ports,
             node=self.node,
             discovery=self.discovery,
             names=self.names,
@@ -371,12 +372,14 @@ class World:
         )
         self.session.assigned = coordinator.task_assigned
         async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            holding = group.create_task(ports.run())
             running = group.create_task(coordinator.run())
             await coordinator.ready()
             if gossip:
                 coordinator.set_gossip(self.gossip)
             yield coordinator
             running.cancel()
+            holding.cancel()
 
     def restarted(self) -> World:
         """The same machine and manager under a new agent."""

@@ -56,8 +56,10 @@ async def test_create_show_change_and_remove(swarm: Any, cli: Cli) -> None:
     service_id = made.strip()
     assert (await cli("ls")).splitlines() == [
         f"{'ID':<15}{'NAME':<7}{'MODE':<13}{'REPLICAS':<11}{'IMAGE':<8}PORTS",
-        f"{service_id[:12]:<15}{'web':<7}{'replicated':<13}{'0/3':<11}{'sleep':<8}"
-        "*:8080->80/tcp,*:30000->53/udp",
+        (
+            f"{service_id[:12]:<15}{'web':<7}{'replicated':<13}{'0/3':<11}{'sleep':<8}"
+            "*:8080->80/tcp,*:30000->53/udp"
+        ),
     ]
     assert (await cli("ls", "-q", "--filter", "label=team=blue")).strip() == service_id[:12]
     assert (await cli("ls", "-q", "--filter", "mode=global")) == ""
