@@ -134,6 +134,7 @@ class Placer:
             self._check_host_port(placement.node_id, port)
         task = Task(
             id=task_id,
+            meta=tx.fresh,
             spec=plan.spec,
             service_id=placement.service_id,
             slot=placement.slot,

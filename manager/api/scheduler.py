@@ -6,6 +6,7 @@ derive from it, so a second attempt finds what the first one made.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +24,7 @@ from manager.api.watches import Refusals, Watches
 from manager.store import RepeatedError, Transaction
 from swarm.api.overswarm.v1 import scheduler_pb2
 from swarm.errors import InvalidArgumentError, WireError
-from swarm.identity.ids import ID_LENGTH, base36
+from swarm.identity.ids import ID_LENGTH
 from swarm.model import Task, TaskState
 from swarm.scheduler.model import Placed, Placement, Reason, Refusal, Result
 from swarm.scheduler.wire import (
@@ -158,12 +159,7 @@ class Scheduler:
         """Return the ids of a request's tasks: of chance, or those that its request id determines."""
         if not key:
             return [self._backend.make_id() for _ in range(count)]
-        return [
-            base36(int.from_bytes(hashlib.sha256(f"{key}/{i}".encode()).digest(), "big"))[
-                -ID_LENGTH:
-            ]
-            for i in range(count)
-        ]
+        return [_derived_id(f"{key}/{number}") for number in range(count)]
 
     def _version_of(self, results: Sequence[Result]) -> int:
         """Return the version that shows the tasks made."""
@@ -181,6 +177,12 @@ class Scheduler:
             else placed_as(task)
             for placement, task_id in zip(placements, ids, strict=True)
         )
+
+
+def _derived_id(text: str) -> str:
+    """Return the id that a text determines; 125 bits of its hash."""
+    digest = base64.b32encode(hashlib.sha256(text.encode()).digest())
+    return digest[:ID_LENGTH].decode().lower()
 
 
 def place_all(

@@ -64,29 +64,48 @@ class Lookup:
     __slots__ = ("_ids",)
 
     def __init__(self) -> None:
-        self._ids: dict[str, set[str]] = {}
+        self._ids: dict[str, str | set[str]] = {}  # an id alone needs no set; most names are one's
 
     def ids(self, key: str) -> list[str]:
         """Return the ids under ``key``, in order."""
-        return sorted(self._ids.get(key, ()))
+        found = self._ids.get(key, ())
+        return [found] if isinstance(found, str) else sorted(found)
 
     def count(self, key: str) -> int:
         """Return how many objects carry ``key``."""
-        return len(self._ids.get(key, ()))
+        found = self._ids.get(key, ())
+        return 1 if isinstance(found, str) else len(found)
+
+    def add(self, key: str, owner: str) -> None:
+        """Let an object carry a key, if it does not yet."""
+        found = self._ids.get(key)
+        if found is None:
+            self._ids[key] = owner
+        elif isinstance(found, set):
+            found.add(owner)
+        elif found != owner:
+            self._ids[key] = {found, owner}
+
+    def remove(self, key: str, owner: str) -> None:
+        """Let an object not carry a key any more; it did."""
+        found = self._ids[key]
+        if isinstance(found, str):
+            del self._ids[key]
+            return
+        found.remove(owner)
+        if len(found) == 1:
+            self._ids[key] = found.pop()
 
     def swap(self, owner: str, old: Collection[str], new: Collection[str]) -> None:
         """Replace the keys of one object."""
         if not old:
             for key in new:
-                self._ids.setdefault(key, set()).add(owner)
+                self.add(key, owner)
             return
         before, after = frozenset(old), frozenset(new)
         if before == after:
             return
         for key in before - after:
-            ids = self._ids[key]
-            ids.remove(owner)
-            if not ids:
-                del self._ids[key]
+            self.remove(key, owner)
         for key in after - before:
-            self._ids.setdefault(key, set()).add(owner)
+            self.add(key, owner)

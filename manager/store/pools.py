@@ -213,9 +213,10 @@ class Pool:
         self._rest(now, number)
         journal.append(partial(self._wake, now, number))
 
-    def cancel(self, number: int) -> None:
-        """Drop a promise that was not used, as if it had never been made (but for the cursor)."""
-        self._unhold(number)
+    def fulfil(self, number: int, holder: str, journal: Journal) -> None:
+        """Give a promised address to ``holder``; the promise has moved the cursor."""
+        self.holders[number] = holder
+        journal.append(partial(self.holders.__setitem__, number, LEASE))
 
     def restore(self, cursor: int | None, resting: Iterable[tuple[int, int]]) -> None:
         """Take over the past of this subnet from a snapshot."""

@@ -122,9 +122,27 @@ class State:
         before, after = claims_of(old), claims_of(new)
         item = new or old
         assert item is not None  # noqa: S101  # told to the type checker; one of the two is there
+        self._check_addresses(before, after)
+        if not isinstance(item, Task):  # a task claims addresses alone
+            self._change_others(before, after, old, new, journal)
+        self._swap_addresses(before, after, item, now, journal)
+        table = self.table_of(item)
+        table.swap(old, new)
+        journal.append(partial(table.swap, new, old))
+
+    def _change_others(
+        self,
+        before: Claims,
+        after: Claims,
+        old: Object | None,
+        new: Object | None,
+        journal: Journal,
+    ) -> None:
+        """Check and change everything but addresses and tables."""
+        item = new or old
+        assert item is not None  # noqa: S101  # as in change
         self._check_keys(after, item)
         self._check_subnets(before, after, item)
-        self._check_addresses(before, after)
         repool = isinstance(item, Network) and (
             old is None or new is None or _ipam(old) != _ipam(new)
         )
@@ -135,14 +153,10 @@ class State:
         self._swap_subnets(before, after, item.id, journal)
         if repool:
             self._swap_pools(item.id, fresh, journal)
-        self._swap_addresses(before, after, item, now, journal)
         if isinstance(new, Network) and (old is None or repool):
             self._note_vnis(new, journal)
         if isinstance(new, Service):
             self._note_ports(new, after.keys - before.keys, journal)
-        table = self.table_of(item)
-        table.swap(old, new)
-        journal.append(partial(table.swap, new, old))
 
     def check(self, item: Object) -> None:
         """Say whether ``item`` could be written as far as names, VNIs, ports and subnets go.
@@ -249,9 +263,9 @@ class State:
         for network_id, version, number in sorted(after.addresses - before.addresses):
             pool = self.pool_of(network_id, version, number)
             if pool.holders.get(number) == LEASE:
-                pool.cancel(number)
-                journal.append(partial(pool.take, number, LEASE, [], in_order=False))
-            pool.take(number, holder, journal, in_order=(version, number) not in after.asked)
+                pool.fulfil(number, holder, journal)
+            else:
+                pool.take(number, holder, journal, in_order=(version, number) not in after.asked)
 
     def _note_vnis(self, network: Network, journal: Journal) -> None:
         config = network.spec.driver_config

@@ -288,12 +288,14 @@ class Tasks(Table[Task]):
         if not (old and new and old.networks is new.networks and old.spec is new.spec):
             self._networks.swap(owner, targets(old), targets(new))
         if not (old and new and old.networks is new.networks and old.node_id == new.node_id):
-            self._count(old, -1)
-            self._count(new, 1)
+            if old is not None:
+                self._count(old, -1)
+            if new is not None:
+                self._count(new, 1)
 
-    def _count(self, item: Task | None, step: int) -> None:
-        for network_id in _attached(item):
-            key = (item.node_id if item else "", network_id)
+    def _count(self, item: Task, step: int) -> None:
+        for attachment in item.networks:
+            key = item.node_id, attachment.network.id
             count = self._places.get(key, 0) + step
             if count:
                 self._places[key] = count

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from manager.store.claims import Key
 from manager.store.entry import MAX_CHANGES, MAX_ID_BYTES, Action, Attempt, Edit
@@ -105,6 +105,30 @@ class View:
         self._state.check(item)
 
 
+class _Draft(NamedTuple):
+    """One change, before its object is written."""
+
+    action: Action
+    table: TableId
+    id: str
+    seen_index: int
+    seen_transaction: int
+    new: Object | None
+
+    def finish(self, dump: Dump) -> Edit:
+        """Return the change as logged."""
+        data, parts = (b"", ()) if self.new is None else dump(self.new)
+        return Edit(
+            action=self.action,
+            table=self.table,
+            id=self.id,
+            data=data,
+            parts=parts,
+            seen_index=self.seen_index,
+            seen_transaction=self.seen_transaction,
+        )
+
+
 class Transaction(View):
     """A view that also changes; seen by nobody else until it is committed.
 
@@ -114,6 +138,8 @@ class Transaction(View):
 
     Attributes:
         now: nanoseconds since the epoch, what this transaction's objects are stamped with.
+        fresh: what objects made by this transaction get as their ``meta``; those made with it at once
+            need not be made again.
     """
 
     __slots__ = (
@@ -125,6 +151,7 @@ class Transaction(View):
         "_start",
         "_version",
         "_written",
+        "fresh",
         "now",
     )
 
@@ -151,11 +178,12 @@ class Transaction(View):
         super().__init__(state)
         self.now = now
         self._version = version
+        self.fresh = Meta(version=version, created_at=now, updated_at=now)
         self._journal = journal
         self._start = len(journal)
         self._written = written
         self._number = number
-        self._edits: list[tuple[Edit, Object | None]] = []
+        self._edits: list[_Draft] = []
         self._leases: list[tuple[Pool, int]] = []
         self._open = True
 
@@ -172,8 +200,7 @@ class Transaction(View):
         table: Table[T] = self._state.table_of(item)
         if item.id in table:
             raise ConflictError(f"{table.id.noun} {item.id} already exists")
-        meta = Meta(version=self._version, created_at=self.now, updated_at=self.now)
-        stored = replace(item, meta=meta)
+        stored = item if item.meta is self.fresh else replace(item, meta=self.fresh)
         self._change(Action.CREATE, table.id, None, stored)
         return stored
 
@@ -256,9 +283,7 @@ class Transaction(View):
             if pool.holders.get(number) == LEASE:
                 pool.release(number, self.now, self._journal)
         dump = Dump(self._state.networks.get)
-        edits = tuple(
-            edit if item is None else _with_data(edit, *dump(item)) for edit, item in self._edits
-        )
+        edits = tuple(draft.finish(dump) for draft in self._edits)
         return Attempt(id=attempt_id, request_id=request_id, time=self.now, edits=edits)
 
     def abandon(self) -> None:
@@ -283,10 +308,7 @@ class Transaction(View):
         before = self._written.get(key)
         self._journal.append(lambda: _put_back(self._written, key, before))
         self._written[key] = self._number
-        edit = Edit(
-            action=action, table=table, id=item.id, seen_index=seen, seen_transaction=number
-        )
-        self._edits.append((edit, new))
+        self._edits.append(_Draft(action, table, item.id, seen, number, new))
 
     def _locate(self, target: Object | str) -> tuple[TableId, Object]:
         if not isinstance(target, str):
@@ -309,10 +331,6 @@ class Transaction(View):
     def _check_open(self) -> None:
         if not self._open:
             raise InvariantError("a transaction was used after its build function returned")
-
-
-def _with_data(edit: Edit, data: bytes, parts: tuple[bytes, ...]) -> Edit:
-    return replace(edit, data=data, parts=parts)
 
 
 def _put_back(

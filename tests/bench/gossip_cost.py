@@ -23,8 +23,8 @@ from agent.gossip.networkdb.wire import (
 from agent.gossip.node import Node
 from agent.gossip.swim import seal, wire
 from agent.gossip.swim.keyring import Keyring
+from bench.table import Row
 from swarm.api.networkdb import networkdb_pb2 as pb
-from tests.bench.table import Row
 
 NETWORK = "n" * 25
 VALUE = bytes(150)  # an endpoint record has 100 to 200
@@ -165,14 +165,14 @@ def run() -> list[Row]:
                 value=feed(node, fresh) * 1000,
                 unit="ms CPU",
                 floor=floor,
-                floor_is="decrypt and parse",
+                floor_name="decrypt and parse",
             ),
             Row(
                 what=f"{size} nodes known: the same 1000 again",
                 value=feed(node, fresh) * 1000,
                 unit="ms CPU",
                 floor=floor,
-                floor_is="decrypt and parse",
+                floor_name="decrypt and parse",
             ),
         ]
     node, names = node_among(100)
@@ -202,7 +202,7 @@ def run() -> list[Row]:
                 value=memory(100, count) / count * 1e4 / 1e6,
                 unit="MB",
                 floor=raw / count * 1e4 / 1e6,
-                floor_is="the events as sent",
+                floor_name="the events as sent",
             )
         )
     return rows

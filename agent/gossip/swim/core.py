@@ -13,7 +13,8 @@ import ipaddress
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
 from agent.gossip.config import Timing
