@@ -1,8 +1,9 @@
 """Start, find and end the processes of a lab host.
 
-A process belongs to a host when it carries the host's mark in its environment (children inherit it)
-or lives in the host's network namespace. That finds daemons, managers, workload shims and whatever a
-person started with ``swarm lab exec``, and nothing else.
+A process belongs to a host when it carries the host's mark in its environment (children inherit it),
+lives in the host's network namespace, or is a Python module of ours that was given a path of the host
+(a workload's shim has namespaces and an environment of its own). That finds daemons, managers, shims
+and whatever a person started with ``swarm lab exec``, and nothing else.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ def alive(pid: int, started: int) -> bool:
 def members(lab: LabState, host: str) -> Iterator[int]:
     """Yield the ids of the processes of ``host``, this one excepted."""
     mark = f"{MARK}={lab.name}/{host}".encode()
+    place = f"{lab.run_root / host}/".encode()
     try:
         netns = lab.netns(host).stat()
     except OSError:
@@ -104,7 +106,7 @@ def members(lab: LabState, host: str) -> Iterator[int]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
+            if bears(entry, mark, place):
                 yield int(entry.name)
                 continue
             theirs = (entry / "ns/net").stat()
@@ -112,6 +114,24 @@ def members(lab: LabState, host: str) -> Iterator[int]:
             continue
         if netns is not None and (theirs.st_ino, theirs.st_dev) == (netns.st_ino, netns.st_dev):
             yield int(entry.name)
+
+
+def bears(entry: Path, mark: bytes, place: bytes) -> bool:
+    """Say whether the process at ``/proc/PID`` has a mark in its environment, or a place in its arguments.
+
+    Args:
+        entry: its directory in ``/proc``.
+        mark: a variable with its value, or with the part of it before a slash.
+        place: the start of an argument; counts only for modules that Python was asked to run.
+
+    Raises:
+        OSError: the process is gone.
+    """
+    for part in (entry / "environ").read_bytes().split(b"\0"):
+        if part == mark or part.startswith(mark + b"/"):
+            return True
+    arguments = (entry / "cmdline").read_bytes().split(b"\0")
+    return b"-m" in arguments and any(part.startswith(place) for part in arguments)
 
 
 def matching(lab: LabState, host: str, *words: str) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from swarm.kernel.nft import Nft
-from swarm.lab.processes import MARK
+from swarm.lab.processes import MARK, bears
 
 _ROOTS: Final = (Path("/run/swarm-lab"), Path("/var/lib/swarm-lab"))
 
@@ -49,7 +49,7 @@ def observe(lab: str) -> Machine:
         links=frozenset(_names(Path("/sys/class/net"))),
         tables=frozenset(tables),
         mounts=frozenset(_namespace_mounts(others)),
-        processes=frozenset(_marked(f"{MARK}={lab}/".encode())),
+        processes=frozenset(_processes(lab)),
         files=frozenset(str(root / lab) for root in _ROOTS if (root / lab).exists()),
     )
 
@@ -71,21 +71,15 @@ def _namespace_mounts(others: set[str]) -> set[str]:
     return found
 
 
-def _marked(mark: bytes) -> set[str]:
+def _processes(lab: str) -> set[str]:
+    mark, place = f"{MARK}={lab}".encode(), f"{_ROOTS[0] / lab}/".encode()
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if any(
-                    part.startswith(mark) for part in (entry / "environ").read_bytes().split(b"\0")
-                ):
-                    command = (
-                        (entry / "cmdline")
-                        .read_bytes()
-                        .replace(b"\0", b" ")
-                        .decode(errors="replace")
-                    )
-                    found.add(f"{entry.name} {command[:80]}")
+                if bears(entry, mark, place):
+                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                    found.add(f"{entry.name} {command.decode(errors='replace')[:80]}")
             except OSError:
                 continue
     return found
