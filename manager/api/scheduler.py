@@ -6,7 +6,6 @@ derive from it, so a second attempt finds what the first one made.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -180,9 +179,8 @@ class Scheduler:
 
 
 def _derived_id(text: str) -> str:
-    """Return the id that a text determines; 125 bits of its hash."""
-    digest = base64.b32encode(hashlib.sha256(text.encode()).digest())
-    return digest[:ID_LENGTH].decode().lower()
+    """Return the id that a text determines: 100 bits of its hash."""
+    return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
 
 
 def place_all(

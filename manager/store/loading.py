@@ -37,7 +37,7 @@ from swarm.model import (
     Version,
 )
 
-SHARED = 4096
+SHARED = 1024
 """Decoded parts of each kind kept for sharing."""
 
 LEAST = 16

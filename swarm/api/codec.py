@@ -34,6 +34,13 @@ _LOADED = (control_pb2, dispatcher_pb2)  # their import registers every message 
 _TIMES = frozenset({"google.protobuf.Timestamp", "google.protobuf.Duration"})
 _NANO = 1_000_000_000
 
+SHARED = frozenset({"Network", "TaskSpec", "Endpoint"})
+"""Messages that many objects carry the very same instance of: written once, then copied as bytes."""
+MAX_SHARED = 4096
+"""Instances whose bytes are kept ..."""
+MAX_SHARED_BYTES = 4096
+"""... unless they are more than this."""
+
 T = TypeVar("T")
 _Setter = Callable[[Message, Any], None]
 _Getter = Callable[[Message], Any]
@@ -179,9 +186,30 @@ def _value(kind: Any, type_name: str) -> tuple[Callable[[Any, Any], None], Calla
         return lambda message, value: message.MergeFromString(
             value
         ), lambda message: message.SerializeToString()
+    if kind.__name__ in SHARED:
+        return lambda message, value: message.MergeFromString(
+            _shared(value)
+        ), lambda message: decode(kind, message)
     return lambda message, value: message.CopyFrom(encode(value)), lambda message: decode(
         kind, message
     )
+
+
+_written: dict[
+    int, tuple[object, bytes]
+] = {}  # by identity; the object is kept, so that it stays its own
+
+
+def _shared(value: object) -> bytes:
+    known = _written.get(id(value))
+    if known is not None:
+        return known[1]
+    data = dumps(value)
+    if len(data) <= MAX_SHARED_BYTES:
+        if len(_written) >= MAX_SHARED:
+            _written.clear()
+        _written[id(value)] = value, data
+    return data
 
 
 def _fill_time(message: Any, value: int) -> None:

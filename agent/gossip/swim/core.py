@@ -14,7 +14,6 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Final
 
 from agent.gossip.config import Timing
@@ -190,10 +189,8 @@ class Swim:
                     return None
                 return self.frame(wire.Ack(seq=message.seq), dialling=False)
             case wire.PushPull():
-                state = self._full_state(join=message.join)
-                former = self._superseded(message.nodes)
-                nodes = tuple(node for node in state.nodes if node.name not in former)
-                reply = self.frame(replace(state, nodes=nodes), dialling=False)
+                state = self._full_state(join=message.join, newcomers=message.nodes)
+                reply = self.frame(state, dialling=False)
                 self._merge(message)
                 return reply
             case wire.User():
@@ -392,28 +389,39 @@ class Swim:
             settle=settle,
         )
 
-    def _full_state(self, *, join: bool) -> wire.PushPull:
+    def _full_state(self, *, join: bool, newcomers: Iterable[wire.NodeState] = ()) -> wire.PushPull:
+        former = self._superseded(newcomers)
         return wire.PushPull(
             join=join,
-            nodes=tuple(member.to_wire() for member in self.members),
+            nodes=tuple(member.to_wire() for member in self.members if member.name not in former),
             user_state=self._delegate.local_state(join=join),
         )
 
-    def _superseded(self, nodes: Iterable[wire.NodeState]) -> set[str]:
-        """Return the members at whose address a name now lives that is new to us.
+    def _superseded(self, newcomers: Iterable[wire.NodeState]) -> set[str]:
+        """Return the members at whose address a later name lives, ours or one that is new to us.
 
-        They are processes that were killed and started again. Whoever is asking must not be told of its
-        former self: an engine would bulk-sync with it for half a minute before it does anything else.
+        They are processes that were killed and started again, and not missed yet. Nobody must hear that
+        its former self is alive: an engine would wait half a minute for its bulk sync before all else.
         """
-        places = {
+        latest: dict[tuple[bytes, int], Member] = {}
+        for member in self.members:
+            place = (member.addr, member.port)
+            if not member.gone and (place not in latest or latest[place].changed <= member.changed):
+                latest[place] = member
+        taken = {
             (node.addr, node.port)
-            for node in nodes
+            for node in newcomers
             if node.state is State.ALIVE and self.members.get(node.name) is None
         }
         return {
             member.name
             for member in self.members
-            if member.name != self.name and (member.addr, member.port) in places
+            if not member.gone
+            and member.name != self.name
+            and (
+                (member.addr, member.port) in taken
+                or latest[member.addr, member.port] is not member
+            )
         }
 
     def _merge(self, message: wire.PushPull) -> None:

@@ -67,6 +67,7 @@ def test_a_restarted_process_does_not_hear_of_its_former_self(simulate: Make, se
     first = sim.start(SEED)
     others = [sim.start(f"10.0.0.{n}", seeds=[SEED]) for n in (2, 3)]
     sim.settle(10.0)
+    sim.run(10.0)  # what was gossiped of the first start is no more
     sim.kill(others[0])
     back = sim.start(others[0].address, seeds=[SEED])
     sim.run(1.0)
