@@ -14,6 +14,7 @@ from typing import Final
 
 from manager.allocator import allocate_attachment, needs_ingress
 from manager.api.balancers import with_balancer
+from manager.api.nodes import OWN_AGENT_LABEL
 from manager.api.servicespecs import (
     MAX_NAME,
     check_networks,
@@ -48,9 +49,6 @@ from swarm.model import (
     Version,
 )
 from swarm.scheduler.model import Placement, Reason, Refusal
-
-OWN_AGENT_LABEL: Final = "overswarm.version"
-"""Engine label of our own agent."""
 
 NO_ANNOTATIONS: Final = Annotations()
 _STARTS: Final = frozenset({TaskState.READY, TaskState.RUNNING})

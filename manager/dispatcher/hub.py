@@ -324,14 +324,31 @@ class Hub:
                 self._ended.pop(task_id, None)
 
     async def drop_tasks(self, node_id: str) -> None:
-        """Give up the attachments of a node nobody hears from."""
-        tasks = [
-            task.id
-            for task in self.store.view.tasks.by_node(node_id)
-            if task.spec.attachment is not None
-        ]
-        for chunk in chunks(tasks):
+        """Give up the tasks of a node nobody hears from: attachments go, others count as lost."""
+        tasks = self.store.view.tasks.by_node(node_id)
+        attachments = [task.id for task in tasks if task.spec.attachment is not None]
+        for chunk in chunks(attachments):
             await self._release(chunk, only_ended=False)
+        others = [task.id for task in tasks if task.spec.attachment is None]
+        for chunk in chunks(others):
+            await self._orphan(chunk)
+
+    async def _orphan(self, task_ids: Sequence[str]) -> None:
+        now = self.backend.clock.wall()
+
+        def build(tx: Transaction) -> None:
+            for task_id in task_ids:
+                task = tx.tasks.get(task_id)
+                if task is not None and task.status.state <= TaskState.RUNNING:
+                    status = replace(
+                        task.status,
+                        state=TaskState.ORPHANED,
+                        timestamp=now,
+                        message="its node has not been heard of for too long",
+                    )
+                    tx.update(replace(task, status=status))
+
+        await self.store.transact(build)
 
     async def _release(self, task_ids: Sequence[str], *, only_ended: bool) -> None:
         def build(tx: Transaction) -> None:

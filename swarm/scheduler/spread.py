@@ -193,7 +193,11 @@ class _Chooser:
             for task in cluster.tasks.values()
             if task.desired_state <= TaskState.RUNNING and task.status.state <= TaskState.RUNNING
         ]
-        self._own = Counter(task.node_id for task in alive if task.service_id == service.id)
+        self._own = Counter(  # those of an older spec are on their way out
+            task.node_id
+            for task in alive
+            if task.service_id == service.id and up_to_date(service, task)
+        )
         self._all = Counter(task.node_id for task in alive)
         self._nodes = [node.id for node in nodes]
 

@@ -144,9 +144,9 @@ def test_the_command_lines_scheduler_scales_updates_and_removes(fleet: Cluster) 
     with running(fleet, "m1", "swarm", "scheduler", "run", "--service", "api"):
         await_spread(fleet, "api", dict.fromkeys(WORKERS, 1), 60)
         before = {name for name, *_ in tasks(fleet, "api")}
-        fleet.swarm("m1", "service", "update", "--args", "sleep 601", "api")
         form = "{{.ID}} {{.Name}}"
         old = set(fleet.swarm("m1", "service", "ps", "--format", form, "api").splitlines())
+        fleet.swarm("m1", "service", "update", "--args", "sleep 601", "api")
         wait_until(
             lambda: (
                 not old

@@ -41,6 +41,7 @@ class Write:
     Attributes:
         tried: when the last try began.
         unsure: some try may have taken effect, or may still.
+        denied: ids of what tries would have made that were said to be without effect.
         end: when the client heard how it ended; None when it gave up or still waits.
         told: what the manager answered; None for a repeated request, which is not told again.
         refusal: why it was refused.
@@ -52,6 +53,7 @@ class Write:
     tried: int
     tries: int = 0
     unsure: bool = False
+    denied: list[str] = field(default_factory=list)
     end: int | None = None
     done: bool = False
     repeated: RepeatedError | None = None
@@ -168,8 +170,9 @@ class Clients:
                 return  # noqa: TRY300  # the rest is for another try
             except NotLeaderError as error:
                 hint = error.leader_id
+                write.denied.append(self._made(write))
             except (DroppedError, StaleError, RefusedError):
-                pass  # certainly not done
+                write.denied.append(self._made(write))
             except (UnavailableError, TimeoutError):
                 write.unsure = True
                 self.world.eye.counts["outcomes unknown"] += 1
@@ -179,8 +182,13 @@ class Clients:
             manager = self.world.nodes[hint] if hint else self._anybody()
             await asyncio.sleep(self.rng.uniform(0.005, 0.2))
 
+    @staticmethod
+    def _made(write: Write) -> str:
+        """Return the id of what the present try makes."""
+        return f"{write.id}.{write.tries}"
+
     async def _try(self, write: Write, manager: Manager) -> None:
-        made = f"{write.id}.{write.tries}"
+        made = self._made(write)
         try:
             async with asyncio.timeout(self.rng.uniform(0.2, 3)):
                 write.told = await self.world.call(
@@ -248,6 +256,8 @@ class Clients:
         ledger = self.world.ledger
         for write in self.writes:
             effect = ledger.requests.get(write.id)
+            for change in effect.changes if effect is not None else ():
+                assert change.item.id not in write.denied, f"{write}: took effect all the same"
             if write.refusal is not None:
                 assert effect is None or write.unsure, f"{write} was refused, yet took effect"
             elif write.end is not None:

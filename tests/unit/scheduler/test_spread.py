@@ -311,6 +311,13 @@ class TestUpdates:
         assert sorted(task.slot for task in world.running()) == [1, 2, 3]
         assert all(task.spec.force_update == 1 for task in world.running())
 
+    def test_start_first_keeps_the_spread(self) -> None:
+        world = World(node("a"), node("b"), node("c"), service(3))
+        world.settle()
+        self.changed(world, order=specs_pb2.UPDATE_ORDER_START_FIRST)
+        world.settle()
+        assert world.load() == {"a": 1, "b": 1, "c": 1}
+
     def test_the_next_slot_waits_until_the_new_task_runs(self) -> None:
         world = World(node("a"), service(2))
         world.settle()
