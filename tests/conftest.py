@@ -7,8 +7,15 @@ import os
 import pytest
 
 
+EMULATED_SECONDS = 1800
+"""Time limit of a test under emulation, where Python runs ten to twenty times slower."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what needs privileges that this run does not have."""
+    """Give emulation its time; skip, with the reason, what needs privileges that this run does not have."""
+    for item in items:
+        if item.get_closest_marker("kernel"):
+            item.add_marker(pytest.mark.timeout(EMULATED_SECONDS))
     if os.geteuid() == 0:
         return
     reason = "needs root: makes network namespaces"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from manager.clock import Clock
 from manager.dispatcher.hub import REAP_AFTER
 from manager.dispatcher.sessions import ORPHAN_AFTER, SECOND
 from swarm.api.docker.swarmkit import dispatcher_pb2, dispatcher_pb2_grpc
-from swarm.model import NodeState
+from swarm.api.overswarm.v1 import scheduler_pb2, scheduler_pb2_grpc
+from swarm.model import NodeState, TaskState
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +105,35 @@ async def test_a_day_down_frees_the_nodes_attachments(stopped_swarm: Any, shifte
     shifted.offset += ORPHAN_AFTER
     await until(swarm, lambda: swarm.view.tasks.get(task) is None)
     assert len(swarm.view.nodes.require(engine.node_id).attachments) == 1
+
+
+async def test_a_task_of_a_node_that_never_returns_is_lost_and_its_address_free(
+    stopped_swarm: Any, shifted: Shifted
+) -> None:
+    """For a day it may still be running there; a scheduler has long replaced it."""
+    swarm = stopped_swarm
+    blue = await swarm.network("blue")
+    engine = await swarm.worker()
+    session = await engine.register()
+    stub = scheduler_pb2_grpc.SchedulerStub(swarm.local)
+    placement = scheduler_pb2.Placement(node_id=engine.node_id)
+    placement.spec.container.image = "nginx:1"
+    placement.networks.add(target="blue", addresses=["10.0.1.9"])
+    request = scheduler_pb2.CreateTasksRequest(placements=[placement], atomic=True)
+    (result,) = (await stub.CreateTasks(request)).results
+    task = result.placed.task_id
+    await session.close()
+    shifted.offset += 17 * SECOND
+    await until(
+        swarm,
+        lambda: swarm.view.nodes.require(engine.node_id).status.state is NodeState.DOWN,
+    )
+    (pool,) = swarm.view.pools(blue.id)
+    wished = int(ip_address("10.0.1.9"))
+    assert pool.holders[wished] == f"task {task}"
+    shifted.offset += ORPHAN_AFTER
+    await until(swarm, lambda: swarm.view.tasks.require(task).status.state is TaskState.ORPHANED)
+    assert wished not in pool.holders
 
 
 async def test_an_ended_attachment_is_cleared_away_after_a_while(
