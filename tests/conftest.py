@@ -6,7 +6,6 @@ import os
 
 import pytest
 
-
 EMULATED_SECONDS = 1800
 """Time limit of a test under emulation, where Python runs ten to twenty times slower."""
 
