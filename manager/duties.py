@@ -60,15 +60,25 @@ class Leadership:
     async def run(self, duties: Sequence[Duty]) -> None:
         """Run the duties whenever this manager leads, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            while True:
-                await self._until(leading=True)
-                term = group.create_task(self._serve(duties))
-                await self._until(leading=False)
-                term.cancel()
-                await asyncio.wait([term])
+            over = asyncio.Event()
+            try:
+                while True:
+                    await self._until(leading=True)
+                    over = asyncio.Event()
+                    term = group.create_task(self._serve(duties, over))
+                    await self._until(leading=False)
+                    over.set()
+                    term.cancel()
+                    await asyncio.wait([term])
+            finally:
+                over.set()
 
-    async def _serve(self, duties: Sequence[Duty]) -> None:
-        """Run the duties; what leadership that is about to end makes of one ends none but this term."""
+    async def _serve(self, duties: Sequence[Duty], over: asyncio.Event) -> None:
+        """Run the duties; what leadership that is about to end makes of one ends none but this term.
+
+        ``over`` is set before this is cancelled: a task group whose child fails at the moment of a
+        cancellation raises the failure and forgets the cancellation (Python 3.11).
+        """
         while True:
             try:
                 await self._barrier()
@@ -79,6 +89,8 @@ class Leadership:
                 raise
             except* SwarmError as failed:
                 log.warning("leadership.duty.failed", detail=str(failed.exceptions[0]))
+            if over.is_set():
+                return
             await asyncio.sleep(AGAIN)
 
     async def _until(self, *, leading: bool) -> None:

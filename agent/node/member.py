@@ -172,6 +172,7 @@ class Member:
         self.serving = asyncio.Event()
         """Set when a manager has accepted this node and networks and gossip are up."""
         self._group: asyncio.TaskGroup | None = None
+        self._ending = False
         self._opened = asyncio.Event()
         self._node_known = asyncio.Event()
         self._keys_known = asyncio.Event()
@@ -211,6 +212,10 @@ class Member:
             group.create_task(self._follow_certificate())
             group.create_task(self._renewal.run())
             group.create_task(self._networks())
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self._ending = True
 
     async def leave(self) -> None:
         """Take everything off the networks and say goodbye; cancel ``run`` afterwards."""
@@ -326,6 +331,8 @@ class Member:
                     raise
                 self.error = f"gossip: {failed.exceptions[0]}"
                 log.warning("gossip.failed", reason=self.error)
+            if self._ending:  # a failure can hide the cancellation that came with it
+                return
             await asyncio.sleep(GOSSIP_RETRY)
 
     async def _gossip(self, coordinator: Coordinator) -> None:

@@ -139,6 +139,9 @@ class _Membership:
     error: str = ""
     failure: SwarmError | None = None
     failed: asyncio.Event = field(default_factory=asyncio.Event)
+    ending: bool = False
+    """Its tasks are being cancelled. (A failure at that moment hides a cancellation from whoever is in a
+    task group of Python 3.11.)"""
     retry: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a failed member should start again without waiting."""
 
@@ -179,7 +182,11 @@ class Node:
             if state is not None:
                 self._take_up(state)
             self._started.set()
-            await asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                if self._membership is not None:
+                    self._membership.ending = True
 
     async def started(self) -> None:
         """Wait until calls are served."""
@@ -561,6 +568,8 @@ class Node:
             finally:
                 membership.member = None
                 first = False
+            if membership.ending:
+                return
             membership.retry.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -624,11 +633,13 @@ class Node:
 
     async def _stop(self, membership: _Membership) -> None:
         """Stop what runs for a membership, the member first; its files stay."""
+        membership.ending = True
         for task in reversed(membership.tasks):
             task.cancel()
             await asyncio.wait({task})
         membership.tasks.clear()
         membership.member = membership.supervisor = membership.manager_task = None
+        membership.ending = False
 
     async def _undo(self) -> None:
         """Stop and forget a membership, however far it came."""

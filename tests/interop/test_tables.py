@@ -114,7 +114,11 @@ def test_rows_of_our_killed_agent_go_and_come_back(mixed: Mixed, network: str) -
 
 
 def test_keys_rotate_under_traffic(mixed: Mixed, network: str) -> None:
-    """Three rotations, each a generation: engines and agents follow, no member is lost, new rows cross at once."""
+    """Two rotations, each a generation: engines and agents follow, nothing is undecipherable, new rows cross at once.
+
+    The period is longer than anybody's longest pause between two sessions: an engine that misses a
+    generation is mute until the next.
+    """
     names = fill(mixed, network)
     identifier = network_id(mixed, network)
     lab = mixed.cluster.lab
@@ -123,11 +127,11 @@ def test_keys_rotate_under_traffic(mixed: Mixed, network: str) -> None:
     first = fingerprints(mixed)
     logged = {host: len(mixed[host].log.read_text()) for host in ("d1", "d2")}
     lab.kill("m1")
-    path.write_text(json.dumps({**json.loads(before), "key_rotation_ns": 2_000_000_000}))
+    path.write_text(json.dumps({**json.loads(before), "key_rotation_ns": 9_000_000_000}))
     lab.start("m1")
     try:
         lab.await_ready("m1", 4)
-        for number in range(3):
+        for number in range(2):
             held = fingerprints(mixed)
             wait_until(
                 lambda held=held: fingerprints(mixed) != held,  # type: ignore[misc]
@@ -139,7 +143,9 @@ def test_keys_rotate_under_traffic(mixed: Mixed, network: str) -> None:
             mixed.idle("d1" if number % 2 else "w1", name, network)
             names.add(name)
             mixed.await_equal_tables(identifier, EVERY, names)
-        assert not set(first) & set(fingerprints(mixed)), "no key of the first set is left"
+        assert len(set(first) & set(fingerprints(mixed))) == 1, (
+            "each rotation replaces one key of three"
+        )
     finally:
         lab.kill("m1")
         path.write_text(before)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
 from typing import Final, Protocol
 
@@ -361,6 +362,10 @@ class NetworkDB:
                     self.refusals.count(Refusal.MALFORMED)  # never within another
                 else:
                     self.exchange.receive(message)
+                    if message.unsolicited and state.peers.get(message.node) is None:
+                        # It waits for an answer, which can be sent as soon as its address is known.
+                        request = replace(message, payload=b"")
+                        self._keep_early(message.node, encode(request), bulk=False)
             case PushPullState():
                 self.refusals.count(Refusal.MALFORMED)  # only ever beside membership states
 

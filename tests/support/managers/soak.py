@@ -97,12 +97,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first one")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processors")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--cores", action="store_true", help="raft cores alone")
     chosen = parser.parse_args()
     total: Counter[str] = Counter()
     seeds = steps = failed = 0
     seconds = 0.0
-    shown = time.monotonic()
+    begun = shown = time.monotonic()
     results = outcomes(chosen.first, chosen.seeds, cores=chosen.cores, jobs=chosen.jobs)
     for outcome in results:
         seeds += 1
@@ -116,6 +117,8 @@ def main() -> int:
         if time.monotonic() - shown >= SHOWN_EVERY:
             shown = time.monotonic()
             click.echo(f"{seeds}/{chosen.seeds} seeds, {steps} steps, violations {failed}")
+        if time.monotonic() - begun >= chosen.seconds:
+            break
     click.echo(summary(total, seeds=seeds, steps=steps, seconds=seconds, failed=failed))
     return 1 if failed else 0
 

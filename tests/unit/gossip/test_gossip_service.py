@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import socket
+import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -310,6 +312,12 @@ def test_service_on_either_loop(
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(settled())
+    with warnings.catch_warnings():
+        # CPython before 3.12 forgets connections accepted in the turn in which the server closes
+        # (gh-109564); uvloop does not, and is held to it.
+        if loop is asyncio.new_event_loop:
+            warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4])

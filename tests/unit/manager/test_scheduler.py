@@ -454,6 +454,7 @@ class TestLife:
         engine = await swarm.worker()
         session = await engine.register()
         first = await one(swarm, Placement(node_id=engine.node_id, service_id=web.id, slot=1))
+        await session.assignments.until(lambda _: first.id in session.known())
         await report(swarm, engine, session, first.id, RUNNING)
         await swarm.control.RemoveService(control_pb2.RemoveServiceRequest(service_id=web.id))
         await session.assignments.until(lambda _: session.known()[first.id].desired_state == REMOVE)
