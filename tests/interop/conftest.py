@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from support.cluster import Cluster
+from support.labs import clean_lab
 from support.mixed import Mixed
 
 from swarm.lab.cluster import Lab
 from swarm.lab.engine import PACKAGES, Engine, missing
-from swarm.lab.traces import observe
 
 
 @contextmanager
@@ -33,30 +32,21 @@ def engines_in(lab: Lab, hosts: tuple[str, ...], folder: Path) -> Iterator[dict[
 
 
 @contextmanager
-def clean_lab(name: str) -> Iterator[Lab]:
-    """A lab that must leave nothing behind."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: makes network namespaces")
+def engine_lab(purpose: str) -> Iterator[Lab]:
+    """A lab for engines, where they can be installed."""
     lacking = missing()
     if lacking:
         pytest.skip(
             f"no Docker engine: {', '.join(lacking)} missing (apt-get install {' '.join(PACKAGES)})"
         )
-    Lab(name).down()
-    before = observe(name)
-    lab = Lab(name)
-    try:
+    with clean_lab(purpose) as lab:
         yield lab
-    finally:
-        lab.down()
-    # Other labs may come and go meanwhile: only what carries this one's name counts.
-    assert [line for line in before.left_behind(observe(name)) if name in line] == []
 
 
 @pytest.fixture(scope="session")
 def joined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixed]:
     """Our manager m1 and worker w1, and two engines that joined them with ``docker swarm join``."""
-    with clean_lab("interop") as lab:
+    with engine_lab("hosts") as lab:
         lab.up(managers=1, workers=1)
         with engines_in(lab, ("d1", "d2"), tmp_path_factory.mktemp("engines")) as engines:
             token = lab.tokens("m1")["worker"]
@@ -89,7 +79,7 @@ def network(mixed: Mixed, request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixed]:
     """An engine d1 that made a swarm of its own, and our daemons w1 and w2 that joined it as workers."""
-    with clean_lab("guests") as lab:
+    with engine_lab("guest") as lab:
         lab.build(["w1", "w2"])
         with engines_in(lab, ("d1",), tmp_path_factory.mktemp("guests")) as engines:
             mixed = Mixed(Cluster(lab), engines)

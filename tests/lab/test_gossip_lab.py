@@ -13,17 +13,15 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from support.cluster import PROGRAM, Cluster
+from support.labs import clean_lab
 
 from swarm.api.overswarm.v1 import local_pb2
-from swarm.lab.cluster import Lab
 from swarm.lab.faults import Cut
 from swarm.lab.processes import wait_until
-from swarm.lab.traces import observe
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -52,25 +50,11 @@ print(json.dumps(found))
 """
 
 
-@contextmanager
-def lab_of(name: str, hosts: tuple[str, ...]) -> Iterator[Lab]:
-    """A lab with daemons in no cluster yet; nothing of it stays."""
-    Lab(name).down()
-    before = observe(name)
-    lab = Lab(name)
-    try:
-        lab.build(hosts)
-        yield lab
-    finally:
-        lab.down()
-    left = before.left_behind(observe(name))
-    assert [each for each in left if f"/{name}/" in each or f"{name}-" in each] == []
-
-
 @pytest.fixture(scope="module")
 def five() -> Iterator[Cluster]:
     """Five nodes, on each a container ``probe-HOST`` on one network."""
-    with lab_of("gossip", HOSTS) as lab:
+    with clean_lab("goss") as lab:
+        lab.build(HOSTS)
         lab.form(HOSTS)
         cluster = Cluster(lab)
         cluster.network(NETWORK)
@@ -322,7 +306,8 @@ def neighbour_device(netns: str, address: str) -> str:
 
 def test_ipv6_underlay() -> None:
     """A cluster whose nodes have IPv6 addresses only carries containers, names and gossip."""
-    with lab_of("gossip6", ("m1", "w1")) as lab:
+    with clean_lab("gsix") as lab:
+        lab.build(("m1", "w1"))
         manager, worker = lab.state.require("m1"), lab.state.require("w1")
         cluster = Cluster(lab)
         cluster.swarm(
@@ -348,7 +333,8 @@ def test_ipv6_underlay() -> None:
 
 def test_several_addresses_one_for_each_role() -> None:
     """Listening, advertised and data path address may differ; each is used for its role."""
-    with lab_of("gossipa", ("m1", "w1")) as lab:
+    with clean_lab("gaddr") as lab:
+        lab.build(("m1", "w1"))
         cluster = Cluster(lab)
         roles = {}
         for host in ("m1", "w1"):
@@ -399,7 +385,8 @@ def test_several_addresses_one_for_each_role() -> None:
 
 def test_a_leaving_host_takes_its_entries_along_at_once() -> None:
     """After ``swarm leave`` neither names nor kernel entries of that host remain elsewhere."""
-    with lab_of("gossipl", ("m1", "w1")) as lab:
+    with clean_lab("gleav") as lab:
+        lab.build(("m1", "w1"))
         lab.form(("m1", "w1"))
         cluster = Cluster(lab)
         cluster.network(NETWORK)

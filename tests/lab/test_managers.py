@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from support.cluster import Cluster
+from support.labs import clean_lab
 from support.writer import Writer, check
 
 from swarm.api.docker.swarmkit import control_pb2, types_pb2
@@ -24,7 +25,6 @@ from swarm.lab import processes
 from swarm.lab.cluster import Lab
 from swarm.lab.faults import Cut
 from swarm.lab.processes import wait_until
-from swarm.lab.traces import observe
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -35,20 +35,11 @@ SPARE = ("m4", "m5")
 @pytest.fixture(scope="module")
 def managers() -> Iterator[Cluster]:
     """Three managers, a worker, and two hosts that belong to nobody; nothing stays after it."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: makes network namespaces")
-    name = "mgr"
-    Lab(name).down()
-    before = observe(name)
-    lab = Lab(name)
-    try:
+    with clean_lab("mgr") as lab:
         lab.build([*MANAGERS, *SPARE, "w1"])
         lab.form([*MANAGERS, "w1"])
         await_managers(lab, "m1", 3)
         yield Cluster(lab)
-    finally:
-        lab.down()
-    assert before.left_behind(observe(name)) == []
 
 
 def statuses(lab: Lab, host: str) -> dict[str, types_pb2.ManagerStatus]:

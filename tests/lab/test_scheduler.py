@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -12,10 +11,9 @@ from pathlib import Path
 
 import pytest
 from support.cluster import PROGRAM, Cluster
+from support.labs import clean_lab
 
-from swarm.lab.cluster import Lab
 from swarm.lab.processes import wait_until
-from swarm.lab.traces import observe
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -28,22 +26,13 @@ DETECTED = 60.0
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Cluster]:
     """A manager that runs nothing, three workers, and a host that belongs to nobody."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: makes network namespaces")
-    name = "sched"
-    Lab(name).down()
-    before = observe(name)
-    lab = Lab(name)
-    try:
+    with clean_lab("sched") as lab:
         lab.build(["m1", *WORKERS])
         lab.form(["m1", *WORKERS])
         lab.add_bare("robot")
         cluster = Cluster(lab)
         cluster.swarm("m1", "node", "update", "--availability", "drain", "m1")
         yield cluster
-    finally:
-        lab.down()
-    assert before.left_behind(observe(name)) == []
 
 
 @contextlib.contextmanager
