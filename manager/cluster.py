@@ -2,7 +2,7 @@
 
 Pure: times, entropy and ids come in, objects go out; :mod:`manager.process` stores them.
 
-Source: ``reference/swarmkit-wire.md`` 1.4, 1.6, 3.2.
+Source: SwarmKit ``manager/manager.go`` (defaults), ``ca/config.go``.
 """
 
 from __future__ import annotations

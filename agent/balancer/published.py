@@ -8,7 +8,7 @@ slot, in a range of its own, and is cleared behind it.
 ``user`` is the user's: made empty, never changed. What comes to a published port passes it first, with
 the addresses and ports that the client used: a drop there holds.
 
-Source: ``reference/dataplane.md`` 3.4 (numeric priorities: older nft refuses names for output).
+Source: nft(8); priorities are numbers, since older nft refuses names for output.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ node's address on the ingress network instead.
 Between host and router there is one link. The number of a node is the end of its ingress address:
 nothing is agreed upon, and a restarted agent comes to the same.
 
-Source: ``reference/dataplane.md`` 3.2 (towards engines), 3.5 (rule table, measured).
+Source: libnetwork ``service_linux.go`` (towards engines); ``docs/services.md``.
 """
 
 from __future__ import annotations

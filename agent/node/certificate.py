@@ -1,6 +1,6 @@
 """Asking a manager for a certificate: the steps that joining and renewing share.
 
-Source: ``reference/swarmkit-wire.md`` 2.1 (steps 1 to 3), 2.2.
+Source: SwarmKit ``ca/certificates.go``, ``api/ca.proto``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The root certificate is fetched over a connection nobody vouches for and believe
 it; everything after that is verified. A wrong token, a foreign cluster or a refused connection is said at
 once: engines repeat each of them five times and show it after ten seconds.
 
-Source: ``reference/swarmkit-wire.md`` 1.4, 2.1.
+Source: SwarmKit ``ca/certificates.go``, ``node/node.go``.
 """
 
 from __future__ import annotations

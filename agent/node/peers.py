@@ -4,7 +4,7 @@ Several records may claim one address (an endpoint that moved, an address given 
 record died): the first that came stays in force, and when it goes the next takes over, as in every
 engine. What cannot be true (another subnet, our own address, our own tunnel) is refused with a reason.
 
-Source: ``reference/dataplane.md`` 1.5, ``reference/gossip-wire.md`` 3.3.
+Source: libnetwork ``drivers/overlay/peerdb.go``, ``joinleave.go``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ One endpoint has one record in each table, under its id. The tables know one add
 address beside the IPv4 one travels under a second key made out of the first, so that engines which
 know nothing of it see an ordinary endpoint.
 
-Source: ``reference/gossip-wire.md`` 3.1 to 3.3.
+Source: libnetwork ``agent.proto``, ``drivers/overlay/overlay.proto``.
 """
 
 from __future__ import annotations

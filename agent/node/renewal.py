@@ -3,7 +3,7 @@
 The schedule is pure; :class:`Renewal` carries it out. A renewal under the same root changes nothing
 else: the session, gossip and workloads go on.
 
-Source: ``reference/swarmkit-wire.md`` 1.5.
+Source: SwarmKit ``ca/renewer.go``.
 """
 
 from __future__ import annotations

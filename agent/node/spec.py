@@ -1,6 +1,6 @@
 """Assigned networks as the data plane wants them. Pure.
 
-Source: ``reference/dataplane.md`` 1.1 (options), 1.3 (MTU); ``reference/swarmkit-wire.md`` 3.3.
+Source: libnetwork ``drivers/overlay/ov_network.go`` (options, MTU), ``ovmanager``.
 """
 
 from __future__ import annotations

@@ -18,5 +18,5 @@ The core is driven like this (the shell does no more than that)::
         core.on_session(epoch, message, now)      # or on_assignments, on_lost, tick ...
 
 A session survives every failure by starting over: any error of any of its calls ends all of them, and
-after a random pause the next manager is tried. Source: ``reference/swarmkit-wire.md`` 2.1 to 2.4.
+after a random pause the next manager is tried. Source: SwarmKit ``agent/session.go``, ``api/dispatcher.proto``.
 """

@@ -3,7 +3,7 @@
 ``epoch`` numbers the connections; whatever still arrives from an earlier one is dropped. Everything the
 core wants done leaves through :meth:`SessionCore.take_outputs`, in order.
 
-Source: ``reference/swarmkit-wire.md`` 1.5 (triggers of a renewal), 2.1 (timings), 2.3 (messages).
+Source: SwarmKit ``agent/agent.go`` (triggers of a renewal, timings), ``api/dispatcher.proto``.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def allocate_attachment(
         ConflictError: a requested address is taken; the text says by whom.
         ExhaustedError: no address is left.
 
-    Source: ``reference/swarmkit-wire.md`` 3.3: in order, not lowest free. Rest after freeing, IPv6,
+    Source: libnetwork ``ipams/defaultipam``: in order, not lowest free. Rest after freeing, IPv6,
     and refusing what cannot be met are ours.
     """
     network = tx.networks.require(network.id)

@@ -49,7 +49,7 @@ def allocate_endpoint(tx: Transaction, service: Service, networks: Sequence[Netw
         ConflictError: a port is taken; the text says by which service.
         ExhaustedError: no address, or no port of the range, is left.
 
-    Source: ``reference/swarmkit-wire.md`` 3.3.
+    Source: SwarmKit ``manager/allocator``.
     """
     spec = service.spec.endpoint or EndpointSpec()
     ports = _ports(tx, service, spec)

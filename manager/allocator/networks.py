@@ -54,7 +54,7 @@ def allocate_network(view: View, network: Network) -> Network:
         ExhaustedError: no subnet of the wanted size, or no VNI, is left.
         InvalidArgumentError: fewer VNIs are given than there are IPv4 subnets.
 
-    Source: ``reference/swarmkit-wire.md`` 3.3; IPv6 subnets are ours.
+    Source: libnetwork ``cnmallocator``, ``drivers/overlay/ovmanager``; IPv6 subnets are ours.
     """
     spec = network.spec
     if is_local(spec):

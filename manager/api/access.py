@@ -5,7 +5,7 @@ it and which certificate roles may; an RPC without a declaration keeps the serve
 Pure: the verified peer, the call's metadata and the cluster's state come in, a caller or a refusal
 goes out.
 
-Source: ``reference/swarmkit-wire.md`` 1.3.
+Source: SwarmKit ``ca/auth.go`` and the authorisation options in ``api/*.proto``.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ node's own address there; so what cannot be had is said at once instead of keepi
 waiting. Tasks are counted: after an engine restart the new attachment comes before the old one
 goes, and the node's address must stay in between.
 
-Source: ``reference/swarmkit-wire.md`` 2.4, 3.3, 3.4.
+Source: SwarmKit ``manager/resourceapi/allocator.go``, ``manager/allocator``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 They stand in ``Node.attachments`` and reach the node with its session; an engine refuses a task
 on a network for which its node has none.
 
-Source: ``reference/swarmkit-wire.md`` 3.3.
+Source: SwarmKit ``manager/allocator/network.go``.
 """
 
 from __future__ import annotations

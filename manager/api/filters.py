@@ -1,6 +1,6 @@
 """List filters: every given filter must match, any of its values does.
 
-Source: ``reference/swarmkit-wire.md`` 4.
+Source: SwarmKit ``manager/controlapi``.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ leader, until it is answered or :data:`PATIENCE` is over; the store carries a re
 often it arrives. Streams end with the leader's term: their clients begin sessions anew anyway;
 one that had not begun is begun at the new leader.
 
-Source: ``reference/swarmkit-wire.md`` 1.3.
+Source: SwarmKit ``ca/forward.go``, ``protobuf/plugin/raftproxy``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A newcomer becomes a learner here and a voter once it has caught up (:mod:`manager.roles`). Managers of
 other engines replicate in another protocol, so they are refused before they are counted on.
 
-Source: ``reference/swarmkit-wire.md`` 3.1.
+Source: SwarmKit ``api/raft.proto``, ``manager/state/raft/raft.go``.
 """
 
 from __future__ import annotations

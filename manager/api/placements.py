@@ -3,7 +3,7 @@
 A placement that cannot be served raises :class:`RefusedError`, whose refusal says what stands in the
 way and what would help. No I/O.
 
-Source: ``reference/swarmkit-wire.md`` 3.1, 3.3, 3.4.
+Source: SwarmKit ``api/objects.proto``, ``manager/allocator``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A service is stored as asked for, with its endpoint (virtual addresses, published ports) allocated
 in the same transaction. Its tasks are made by schedulers (:mod:`manager.api.scheduler`).
 
-Source: ``reference/swarmkit-wire.md`` 4.
+Source: SwarmKit ``manager/controlapi/service.go``.
 """
 
 from __future__ import annotations

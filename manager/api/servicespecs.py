@@ -1,6 +1,6 @@
 """What a user may ask of a service, and what may run as a task; nothing here looks at the store.
 
-Source: ``reference/swarmkit-wire.md`` 4; the bounds are ours.
+Source: SwarmKit ``manager/controlapi/service.go``; the bounds are ours.
 """
 
 from __future__ import annotations

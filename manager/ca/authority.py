@@ -2,7 +2,7 @@
 
 Pure: the stored root, tokens and nodes come in, decisions go out. The gRPC service around it stores and signs.
 
-Source: ``reference/swarmkit-wire.md`` 1.4 and 2.2.
+Source: SwarmKit ``ca/server.go``.
 """
 
 from __future__ import annotations

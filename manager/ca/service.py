@@ -3,7 +3,7 @@
 Certificates are signed within the transaction that stores them, so a node never sees a pending
 state for long; :mod:`manager.ca.authority` decides who gets one.
 
-Source: ``reference/swarmkit-wire.md`` 2.2.
+Source: SwarmKit ``api/ca.proto``, ``ca/server.go``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Two orders matter to a real engine, and both cross the two streams:
 
 Assignments are numbered without a gap: a gap sends an engine into a loop of reopening.
 
-Source: ``reference/swarmkit-wire.md`` 2.3 and 3.4.
+Source: SwarmKit ``manager/dispatcher/assignments.go``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Dispatcher service: one thin gRPC method per RPC over the hub.
 
-Source: ``reference/swarmkit-wire.md`` 2.3.
+Source: SwarmKit ``api/dispatcher.proto``.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Sans-IO: times are nanoseconds of a monotonic clock, chance is passed in. States
 - *registered*: holds a session id; three missed heartbeats make it *down*;
 - *down*: reported once; after a day its tasks are given up.
 
-Source: ``reference/swarmkit-wire.md`` 2.3.
+Source: SwarmKit ``manager/dispatcher/dispatcher.go``.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ what it decides itself: of a certificate request it takes the public key and not
 Every PEM that comes from outside (a request, a root bundle, an issued chain) is hostile input: sizes, counts,
 key kinds and signature algorithms are checked before anything is done with it.
 
-Source: ``reference/swarmkit-wire.md`` 1.1 and 1.5.
+Source: SwarmKit ``ca/certificates.go``, ``ca/renewer.go``.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def new_id(entropy: Callable[[int], bytes] = secrets.token_bytes) -> str:
     The top bit is set so that every number has 27 digits; the first digit is then hardly random
     and is dropped.
 
-    Source: SwarmKit identity (random ids), ``reference/swarmkit-wire.md`` 1.1.
+    Source: SwarmKit ``identity/randomid.go``.
     """
     raw = bytearray(entropy(_ENTROPY_BYTES))
     raw[0] |= 0x80

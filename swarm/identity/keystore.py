@@ -6,7 +6,7 @@ key means the change never happened (the rest is swept away, the key last); stag
 staged key mean it did, and their renames are finished. The agent and the manager of one node share the
 directory, so every call holds a lock on it: nobody takes another's change under way for one cut short.
 
-Source of names and forms: ``reference/swarmkit-wire.md`` 1.1.
+Source of names and forms: SwarmKit ``ca/keyreadwriter.go``, ``ca/config.go``.
 """
 
 from __future__ import annotations

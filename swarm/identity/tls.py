@@ -4,7 +4,7 @@ TLS 1.2 or later; ``h2`` is offered but not insisted on, since engines stop offe
 certificate. No session is ever resumed: a resumed session would carry an identity checked against roots
 that may have been replaced since.
 
-Source: ``reference/swarmkit-wire.md`` 1.2.
+Source: SwarmKit ``ca/config.go``, ``ca/transport.go``.
 """
 
 from __future__ import annotations

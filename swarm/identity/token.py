@@ -4,7 +4,7 @@
 FIPS mode. The digest pins the cluster's root certificate, so that a joiner can fetch the root over a
 connection nobody vouches for; the secret proves to the manager that the joiner was invited, and as what.
 
-Source: ``reference/swarmkit-wire.md`` 1.4; both the digest vector and the lengths were run against engines.
+Source: SwarmKit ``ca/config.go``; both the digest vector and the lengths were run against engines.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The unlock key: 32 bytes that open a locked manager, in the form a person keeps them.
 
-Text form: ``SWMKEY-1-`` and standard base64 without padding. Source: ``reference/swarmkit-wire.md`` 1.6.
+Text form: ``SWMKEY-1-`` and standard base64 without padding. Source: SwarmKit ``manager/encryption``.
 """
 
 from __future__ import annotations
