@@ -27,23 +27,6 @@ DEFAULT_HOST: Final = "unix:///run/swarm/swarm.sock"
 MAX_MESSAGE: Final = 64 * 1024 * 1024
 """Bytes of the largest answer taken; a list of tens of thousands of objects fits."""
 
-_BY_STATUS: Final = {
-    kind.status: kind
-    for kind in (
-        errors.InvalidArgumentError,
-        errors.NotFoundError,
-        errors.ConflictError,
-        errors.PermissionDeniedError,
-        errors.PreconditionError,
-        errors.StaleError,
-        errors.ExhaustedError,
-        errors.UnavailableError,
-        errors.DeadlineError,
-        errors.UnimplementedError,
-    )
-}
-
-
 EXIT_CODE_KEY: Final = "exit-code"
 """Trailing metadata that tells which exit status a command that cannot be started means."""
 
@@ -127,8 +110,7 @@ def translated(path: Path) -> Iterator[None]:
         status = told.get(EXIT_CODE_KEY)
         if status is not None:
             raise CommandNotStartedError(details, int(status)) from error
-        kind = _BY_STATUS.get(code.name, errors.SwarmError)
-        raise kind(details or code.name.lower().replace("_", " ")) from error
+        raise errors.error_of(code.name, details) from error
 
 
 def _is_transport(details: str) -> bool:

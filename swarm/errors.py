@@ -8,7 +8,7 @@ call can succeed later without anybody changing anything.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class SwarmError(Exception):
@@ -97,3 +97,26 @@ class InvariantError(SwarmError):
     """A broken invariant: a bug here, not a condition to handle. Ends the process under supervision."""
 
     status = "INTERNAL"
+
+
+_BY_STATUS: Final[dict[str, type[SwarmError]]] = {
+    kind.status: kind
+    for kind in (
+        InvalidArgumentError,
+        NotFoundError,
+        ConflictError,
+        PermissionDeniedError,
+        PreconditionError,
+        StaleError,
+        ExhaustedError,
+        UnavailableError,
+        DeadlineError,
+        UnimplementedError,
+    )
+}
+
+
+def error_of(status: str, text: str) -> SwarmError:
+    """Return the error that a gRPC status name (``NOT_FOUND``) and its details mean to the caller."""
+    kind = _BY_STATUS.get(status, SwarmError)
+    return kind(text or status.lower().replace("_", " "))

@@ -11,8 +11,9 @@ import click
 from swarm.api.overswarm.v1 import scheduler_pb2
 from swarm.cli.output import FORMAT_HELP, print_list, rfc3339, since
 from swarm.cli.parse import Duration
-from swarm.client import connect
-from swarm.errors import HostError, SwarmError
+from swarm.cli.several import for_each
+from swarm.client import Client, connect
+from swarm.errors import HostError
 from swarm.identity.certs import new_key_and_csr
 
 _CALL_SECONDS = 30
@@ -92,18 +93,12 @@ def ls(host: str | None, form: str, quiet: bool) -> None:
 @click.pass_obj
 def revoke(host: str | None, names: tuple[str, ...]) -> int:
     """Refuse certificates from now on; running connections are cut."""
-    failed = 0
-    for name in names:
-        try:
-            with connect(host) as client:
-                client.clients.RevokeClientCertificate(
-                    scheduler_pb2.RevokeClientCertificateRequest(name=name), timeout=_CALL_SECONDS
-                )
-            click.echo(name)
-        except SwarmError as error:
-            click.echo(f"Error: {error}", err=True)
-            failed = 1
-    return failed
+
+    def act(client: Client, name: str) -> None:
+        request = scheduler_pb2.RevokeClientCertificateRequest(name=name)
+        client.clients.RevokeClientCertificate(request, timeout=_CALL_SECONDS)
+
+    return for_each(host, names, act)
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

@@ -12,6 +12,7 @@ import click
 from swarm.api.overswarm.v1 import local_pb2
 from swarm.cli.output import FORMAT_HELP, print_list, rfc3339, since
 from swarm.cli.parse import filters, pairs, published
+from swarm.cli.several import for_each
 from swarm.cli.stream import converse, window
 from swarm.client import Client, CommandNotStartedError, connect
 from swarm.errors import SwarmError
@@ -296,19 +297,12 @@ def _signal_number(text: str) -> int:
 def stop(host: str | None, containers: tuple[str, ...], name: str, grace: float) -> int:
     """Stop containers."""
     number = _signal_number(name)
-    failed = 0
-    for container in containers:
-        try:
-            with connect(host) as client:
-                request = local_pb2.StopContainerRequest(
-                    container=container, signal=number, grace=grace
-                )
-                client.local.StopContainer(request, timeout=grace + _CALL_SECONDS)
-            click.echo(container)
-        except SwarmError as error:
-            click.echo(f"Error: {error}", err=True)
-            failed = 1
-    return failed
+
+    def act(client: Client, container: str) -> None:
+        request = local_pb2.StopContainerRequest(container=container, signal=number, grace=grace)
+        client.local.StopContainer(request, timeout=grace + _CALL_SECONDS)
+
+    return for_each(host, containers, act)
 
 
 @click.command()
@@ -317,14 +311,9 @@ def stop(host: str | None, containers: tuple[str, ...], name: str, grace: float)
 @click.pass_obj
 def rm(host: str | None, containers: tuple[str, ...], force: bool) -> int:
     """Remove containers; their addresses are free again."""
-    failed = 0
-    for container in containers:
-        try:
-            with connect(host) as client:
-                request = local_pb2.RemoveContainerRequest(container=container, force=force)
-                client.local.RemoveContainer(request, timeout=_CALL_SECONDS)
-            click.echo(container)
-        except SwarmError as error:
-            click.echo(f"Error: {error}", err=True)
-            failed = 1
-    return failed
+
+    def act(client: Client, container: str) -> None:
+        request = local_pb2.RemoveContainerRequest(container=container, force=force)
+        client.local.RemoveContainer(request, timeout=_CALL_SECONDS)
+
+    return for_each(host, containers, act)

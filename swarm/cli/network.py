@@ -13,8 +13,9 @@ from swarm.api.docker.swarmkit import control_pb2, objects_pb2, specs_pb2, types
 from swarm.api.overswarm.v1 import local_pb2
 from swarm.cli.output import FORMAT_HELP, natural, print_list, print_objects, rfc3339
 from swarm.cli.parse import filters, label_match, pairs
+from swarm.cli.several import for_each, pick
 from swarm.client import Client, connect
-from swarm.errors import ConflictError, NotFoundError, PreconditionError, SwarmError
+from swarm.errors import NotFoundError, PreconditionError
 from swarm.model import IPAMConfig, Network
 
 _CALL_SECONDS = 30
@@ -55,18 +56,7 @@ def resolve_network(client: Client, text: str) -> Network:
         ConflictError: several are.
     """
     networks = visible_networks(client)
-    for found in (
-        [each for each in networks if each.id == text],
-        [each for each in networks if each.spec.annotations.name == text],
-        [each for each in networks if text and each.id.startswith(text)],
-    ):
-        if len(found) > 1:
-            raise ConflictError(
-                f"network {text} is ambiguous ({len(found)} matches found on ID prefix)"
-            )
-        if found:
-            return found[0]
-    raise NotFoundError(f"network {text} not found")
+    return pick("network", text, networks, lambda each: (each.id, each.spec.annotations.name))
 
 
 def driver_of(network: Network) -> str:
@@ -327,27 +317,23 @@ def _ipam_config(config: IPAMConfig) -> dict[str, Any]:
 @click.pass_obj
 def rm(host: str | None, names: tuple[str, ...], force: bool) -> int:
     """Remove networks that nothing uses any more."""
-    failed = 0
-    for name in names:
+
+    def act(client: Client, name: str) -> str:
+        if not is_manager(client):
+            raise PreconditionError(
+                "this node is not a manager: networks are removed on a manager node"
+            )
         try:
-            with connect(host) as client:
-                if not is_manager(client):
-                    raise PreconditionError(
-                        "this node is not a manager: networks are removed on a manager node"
-                    )
-                found = resolve_network(client, name)
-                client.control.RemoveNetwork(
-                    control_pb2.RemoveNetworkRequest(network_id=found.id), timeout=_CALL_SECONDS
-                )
-            click.echo(name)
-        except NotFoundError as error:
-            if not force:
-                click.echo(f"Error: {error}", err=True)
-                failed = 1
-        except SwarmError as error:
-            click.echo(f"Error: {error}", err=True)
-            failed = 1
-    return failed
+            found = resolve_network(client, name)
+        except NotFoundError:
+            if force:
+                return ""
+            raise
+        request = control_pb2.RemoveNetworkRequest(network_id=found.id)
+        client.control.RemoveNetwork(request, timeout=_CALL_SECONDS)
+        return name
+
+    return for_each(host, names, act)
 
 
 @network.command("connect")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -15,8 +14,9 @@ from swarm.api.overswarm.v1 import local_pb2
 from swarm.cli.cluster import the_cluster
 from swarm.cli.output import FORMAT_HELP, natural, print_list, print_objects, rfc3339
 from swarm.cli.parse import filters, label_match, pairs
+from swarm.cli.several import for_each, pick
 from swarm.client import Client, connect
-from swarm.errors import ConflictError, NotFoundError, SwarmError
+from swarm.errors import NotFoundError
 from swarm.model import Node, NodeAvailability, NodeMembership, NodeRole, Reachability
 
 _CALL_SECONDS = 30
@@ -52,20 +52,7 @@ def resolve_node(client: Client, text: str) -> Node:
     nodes = all_nodes(client)
     if text == "self":
         text = client.local.Info(local_pb2.InfoRequest(), timeout=_CALL_SECONDS).node_id
-    return _pick(nodes, text)
-
-
-def _pick(nodes: Sequence[Node], text: str) -> Node:
-    for found in (
-        [node for node in nodes if node.id == text],
-        [node for node in nodes if hostname(node) == text],
-        [node for node in nodes if text and node.id.startswith(text)],
-    ):
-        if len(found) > 1:
-            raise ConflictError(f"node {text} is ambiguous ({len(found)} matches found)")
-        if found:
-            return found[0]
-    raise NotFoundError(f"node {text} not found")
+    return pick("node", text, nodes, lambda node: (node.id, hostname(node)))
 
 
 def _manager_status(node: Node) -> str:
@@ -302,31 +289,31 @@ def _update(client: Client, current: Node, spec: Any) -> None:
     client.control.UpdateNode(request, timeout=_CALL_SECONDS)
 
 
-def _change_role(host: str | None, names: tuple[str, ...], role: NodeRole, done: str) -> None:
-    with connect(host) as client:
-        for name in names:
-            current = resolve_node(client, name)
-            if current.spec.desired_role is role:
-                click.echo(f"Node {name} is already a {role.name.lower()}.")
-                continue
-            _update(client, current, dataclasses.replace(current.spec, desired_role=role))
-            click.echo(f"{'Node'} {name} {done} in the swarm.")
+def _change_role(host: str | None, names: tuple[str, ...], role: NodeRole, done: str) -> int:
+    def act(client: Client, name: str) -> str:
+        current = resolve_node(client, name)
+        if current.spec.desired_role is role:
+            return f"Node {name} is already a {role.name.lower()}."
+        _update(client, current, dataclasses.replace(current.spec, desired_role=role))
+        return f"Node {name} {done} in the swarm."
+
+    return for_each(host, names, act)
 
 
 @node.command()
 @click.argument("names", metavar="NODE...", nargs=-1, required=True)
 @click.pass_obj
-def promote(host: str | None, names: tuple[str, ...]) -> None:
+def promote(host: str | None, names: tuple[str, ...]) -> int:
     """Make workers managers."""
-    _change_role(host, names, NodeRole.MANAGER, "promoted to a manager")
+    return _change_role(host, names, NodeRole.MANAGER, "promoted to a manager")
 
 
 @node.command()
 @click.argument("names", metavar="NODE...", nargs=-1, required=True)
 @click.pass_obj
-def demote(host: str | None, names: tuple[str, ...]) -> None:
+def demote(host: str | None, names: tuple[str, ...]) -> int:
     """Make managers workers."""
-    _change_role(host, names, NodeRole.WORKER, "demoted to a worker")
+    return _change_role(host, names, NodeRole.WORKER, "demoted to a worker")
 
 
 @node.command()
@@ -335,16 +322,10 @@ def demote(host: str | None, names: tuple[str, ...]) -> None:
 @click.pass_obj
 def rm(host: str | None, names: tuple[str, ...], force: bool) -> int:
     """Remove nodes from the cluster; their certificates are refused from then on."""
-    failed = 0
-    for name in names:
-        try:
-            with connect(host) as client:
-                request = control_pb2.RemoveNodeRequest(
-                    node_id=resolve_node(client, name).id, force=force
-                )
-                client.control.RemoveNode(request, timeout=_CALL_SECONDS)
-            click.echo(name)
-        except SwarmError as error:
-            click.echo(f"Error: {error}", err=True)
-            failed = 1
-    return failed
+
+    def act(client: Client, name: str) -> None:
+        found = resolve_node(client, name)
+        request = control_pb2.RemoveNodeRequest(node_id=found.id, force=force)
+        client.control.RemoveNode(request, timeout=_CALL_SECONDS)
+
+    return for_each(host, names, act)

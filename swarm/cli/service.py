@@ -19,8 +19,9 @@ from swarm.cli.network import resolve_network
 from swarm.cli.node import all_nodes, hostname
 from swarm.cli.output import FORMAT_HELP, natural, print_list, print_objects, rfc3339, since
 from swarm.cli.parse import Duration, filters, label_match, pairs
+from swarm.cli.several import for_each, pick
 from swarm.client import Client, connect
-from swarm.errors import ConflictError, InvalidArgumentError, NotFoundError, SwarmError
+from swarm.errors import InvalidArgumentError
 from swarm.model import (
     Annotations,
     EndpointResolutionMode,
@@ -75,17 +76,9 @@ def resolve_service(client: Client, text: str) -> Service:
         NotFoundError: no service is called so.
         ConflictError: several are.
     """
-    services = all_services(client)
-    for found in (
-        [each for each in services if each.id == text],
-        [each for each in services if each.spec.annotations.name == text],
-        [each for each in services if text and each.id.startswith(text)],
-    ):
-        if len(found) > 1:
-            raise ConflictError(f"service {text} is ambiguous ({len(found)} matches found)")
-        if found:
-            return found[0]
-    raise NotFoundError(f"no such service: {text}")
+    return pick(
+        "service", text, all_services(client), lambda each: (each.id, each.spec.annotations.name)
+    )
 
 
 @click.group()
@@ -708,21 +701,19 @@ def _set(field: Any, values: Sequence[str] | None) -> None:
 @click.pass_obj
 def scale(host: str | None, targets: tuple[str, ...]) -> int:
     """Change the number of tasks of services."""
-    failed = 0
     for target in targets:
-        name, _, count = target.partition("=")
+        _, _, count = target.partition("=")
         if not count.isascii() or not count.isdigit():
             raise click.UsageError(f"{target!r} is not SERVICE=REPLICAS")
-        try:
-            with connect(host) as client:
-                current = resolve_service(client, name)
-                spec = replace(current.spec, replicated=_scaled(current.spec, int(count)))
-                _send(client, current, spec)
-            click.echo(f"{name} scaled to {count}")
-        except SwarmError as error:
-            click.echo(f"Error: {name}: {error}", err=True)
-            failed = 1
-    return failed
+
+    def act(client: Client, target: str) -> str:
+        name, _, count = target.partition("=")
+        current = resolve_service(client, name)
+        spec = replace(current.spec, replicated=_scaled(current.spec, int(count)))
+        _send(client, current, spec)
+        return f"{name} scaled to {count}"
+
+    return for_each(host, targets, act)
 
 
 @service.command()
@@ -730,19 +721,12 @@ def scale(host: str | None, targets: tuple[str, ...]) -> int:
 @click.pass_obj
 def rm(host: str | None, names: tuple[str, ...]) -> int:
     """Remove services; their tasks end."""
-    failed = 0
-    for name in names:
-        try:
-            with connect(host) as client:
-                found = resolve_service(client, name)
-                client.control.RemoveService(
-                    control_pb2.RemoveServiceRequest(service_id=found.id), timeout=_CALL_SECONDS
-                )
-            click.echo(name)
-        except SwarmError as error:
-            click.echo(f"Error: {error}", err=True)
-            failed = 1
-    return failed
+
+    def act(client: Client, name: str) -> None:
+        request = control_pb2.RemoveServiceRequest(service_id=resolve_service(client, name).id)
+        client.control.RemoveService(request, timeout=_CALL_SECONDS)
+
+    return for_each(host, names, act)
 
 
 def _encoded(value: object) -> Any:

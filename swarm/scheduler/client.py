@@ -59,21 +59,6 @@ _AGAIN: Final = frozenset(
         grpc.StatusCode.CANCELLED,
     }
 )
-_BY_STATUS: Final[dict[str, type[errors.SwarmError]]] = {
-    kind.status: kind
-    for kind in (
-        errors.InvalidArgumentError,
-        errors.NotFoundError,
-        errors.ConflictError,
-        errors.PermissionDeniedError,
-        errors.PreconditionError,
-        errors.StaleError,
-        errors.ExhaustedError,
-        errors.UnavailableError,
-        errors.DeadlineError,
-        errors.UnimplementedError,
-    )
-}
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -382,8 +367,7 @@ def load_managers(directory: Path) -> tuple[str, ...]:
 
 
 def _translated(error: grpc.aio.AioRpcError) -> errors.SwarmError:
-    kind = _BY_STATUS.get(error.code().name, errors.SwarmError)
-    return kind(error.details() or error.code().name.lower().replace("_", " "))
+    return errors.error_of(error.code().name, error.details() or "")
 
 
 def _encoded(value: object) -> Any:
