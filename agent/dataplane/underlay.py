@@ -55,9 +55,14 @@ class Underlay:
     def _device(self, vtep: IPAddress) -> tuple[int, str, int] | None:
         for row in self._route.get_addr(family=_FAMILY[vtep.version]):
             if str(vtep) in {row.get_attr("IFA_LOCAL"), row.get_attr("IFA_ADDRESS")}:
-                for link in self._route.get_links(row["index"]):
-                    name, mtu = link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU")
-                    return int(link["index"]), str(name), int(mtu)
+                try:
+                    (link,) = self._route.get_links(row["index"])
+                except NetlinkError as error:
+                    if error.code == errno.ENODEV:  # it went since the addresses were listed
+                        return None
+                    raise
+                name, mtu = link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU")
+                return int(link["index"]), str(name), int(mtu)
         return None
 
     def make_vxlan(self, vxlan: Vxlan, netns: int) -> None:

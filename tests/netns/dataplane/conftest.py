@@ -246,12 +246,10 @@ class World:
 
     def close(self) -> None:
         """Remove everything, also after a failed test."""
-        for child in self.children:
-            if child.process.poll() is None and isinstance(child, Node):
-                # There may be no data plane, or the test may have killed it.
-                with contextlib.suppress(IndexError, AssertionError):
-                    child.plane("destroy")
-            child.close()
+        with contextlib.ExitStack() as closing:
+            for child in reversed(self.children):
+                closing.callback(child.close)
+                closing.callback(_destroy, child)
         for directory in self.directory.iterdir():
             kept = directory / "netns"
             if kept.exists():  # a test failed half-way
@@ -259,6 +257,13 @@ class World:
                     subprocess.run(["umount", "-l", str(path)], check=False)
                 subprocess.run(["umount", "-l", str(kept)], check=False)
         shutil.rmtree(self.directory)
+
+
+def _destroy(child: Child) -> None:
+    if child.process.poll() is None and isinstance(child, Node):
+        # There may be no data plane, or the test may have killed it.
+        with contextlib.suppress(IndexError, AssertionError):
+            child.plane("destroy")
 
 
 def network_of(number: int = 1, *cidrs: str, **kwargs: Any) -> Network:
