@@ -9,10 +9,11 @@ import click
 from swarm.api import codec
 from swarm.api.docker.swarmkit import control_pb2, types_pb2
 from swarm.api.overswarm.v1 import local_pb2
+from swarm.cli.lock import print_unlock_key
+from swarm.cli.lookup import the_cluster
 from swarm.cli.output import FORMAT_HELP, print_objects, waiting
 from swarm.cli.parse import Duration
 from swarm.client import Client, connect
-from swarm.model import Cluster
 
 _AVAILABILITY = click.Choice(["active", "pause", "drain"])
 _JOIN_SECONDS = 90
@@ -22,12 +23,6 @@ _CALL_SECONDS = 30
 def availability(text: str) -> types_pb2.NodeAvailability.ValueType:
     """Return the wire value of ``active``, ``pause`` or ``drain``."""
     return types_pb2.NodeAvailability.Value(f"NODE_AVAILABILITY_{text.upper()}")
-
-
-def the_cluster(client: Client) -> Cluster:
-    """Return the cluster object, join tokens included."""
-    answer = client.control.ListClusters(control_pb2.ListClustersRequest(), timeout=_CALL_SECONDS)
-    return codec.decode(Cluster, answer.clusters[0])
 
 
 @click.command()
@@ -95,8 +90,6 @@ def init(host: str | None, /, **flags: Any) -> None:
         "To add a manager to this swarm, run 'swarm join-token manager' and follow the instructions."
     )
     if answer.unlock_key:
-        from swarm.cli.lock import print_unlock_key
-
         click.echo()
         print_unlock_key(answer.unlock_key)
 

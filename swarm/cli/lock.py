@@ -10,7 +10,7 @@ import click
 from swarm.api import codec
 from swarm.api.docker.swarmkit import ca_pb2, control_pb2, types_pb2
 from swarm.api.overswarm.v1 import local_pb2
-from swarm.cli.cluster import the_cluster
+from swarm.cli.lookup import the_cluster
 from swarm.cli.output import waiting
 from swarm.cli.parse import Duration
 from swarm.client import Client, connect

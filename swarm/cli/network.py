@@ -11,9 +11,10 @@ import click
 from swarm.api import codec
 from swarm.api.docker.swarmkit import control_pb2, objects_pb2, specs_pb2, types_pb2
 from swarm.api.overswarm.v1 import local_pb2
+from swarm.cli.lookup import pick
 from swarm.cli.output import FORMAT_HELP, natural, print_list, print_objects, rfc3339
 from swarm.cli.parse import filters, label_match, pairs
-from swarm.cli.several import for_each, pick
+from swarm.cli.several import for_each
 from swarm.client import Client, connect
 from swarm.errors import NotFoundError, PreconditionError
 from swarm.model import IPAMConfig, Network

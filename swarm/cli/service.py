@@ -15,11 +15,12 @@ from swarm.api import codec
 from swarm.api.docker.swarmkit import control_pb2, specs_pb2
 from swarm.api.overswarm.v1 import scheduler_pb2
 from swarm.cli import ports
+from swarm.cli.lookup import pick
 from swarm.cli.network import resolve_network
 from swarm.cli.node import all_nodes, hostname
 from swarm.cli.output import FORMAT_HELP, natural, print_list, print_objects, rfc3339, since
 from swarm.cli.parse import Duration, filters, label_match, pairs
-from swarm.cli.several import for_each, pick
+from swarm.cli.several import for_each
 from swarm.client import Client, connect
 from swarm.errors import InvalidArgumentError
 from swarm.model import (
