@@ -31,7 +31,8 @@ from agent.discovery.service import Discovery
 from agent.gossip.config import LAN, LOCAL
 from agent.metrics import Metrics
 from agent.node.describe import version
-from agent.node.node import Node, NodeSettings
+from agent.node.node import Node
+from agent.node.options import NodeSettings
 from agent.workload.runtime import Runtime
 from swarm.errors import HostError, PreconditionError, SwarmError
 from swarm.identity.sockets import private_directory, split_target

@@ -9,7 +9,9 @@ from agent.api import convert
 from agent.api.calls import Context, answering
 from agent.api.workloads import Workloads
 from agent.node.describe import version
-from agent.node.node import InitOptions, JoinOptions, Lifecycle, Node
+from agent.node.membership import Lifecycle
+from agent.node.node import Node
+from agent.node.options import InitOptions, JoinOptions
 from agent.workload.spec import State
 from swarm.api.docker.swarmkit import types_pb2
 from swarm.api.overswarm.v1 import local_pb2

@@ -21,7 +21,8 @@ from agent.api.workloads import Wish, Workloads
 from agent.daemon import _alone
 from agent.discovery.names import NameTable
 from agent.discovery.service import Discovery
-from agent.node.node import Node, NodeSettings
+from agent.node.node import Node
+from agent.node.options import NodeSettings
 from agent.workload.runtime import Runtime
 from swarm.api.docker.swarmkit import control_pb2, control_pb2_grpc
 from swarm.api.overswarm.v1 import local_pb2, local_pb2_grpc

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.dataplane.model import Stats
 from agent.gossip.service import LOCAL, Gossip, GossipConfig, GossipKey
 from agent.metrics import Metrics
-from agent.node.node import Lifecycle
+from agent.node.membership import Lifecycle
 from swarm.errors import HostError
 
 KEYS = [GossipKey(lamport=tag, key=bytes((tag,)) * 16) for tag in (1, 2, 3)]
@@ -99,6 +99,13 @@ async def test_a_scrape_shows_gossip_session_and_data_plane() -> None:
     assert set(found["overswarm_gossip_queue_messages"]) == {
         ("membership",), ("events",), ("own",), ("relayed",), ("early",)
     }  # fmt: skip
+    assert found["overswarm_gossip_network_peers"] == {("net-a",): 0.0}
+    assert found["overswarm_gossip_network_in_sync"] == {("net-a",): 1.0}
+    assert found["overswarm_gossip_network_syncs_total"] == {("net-a",): 0.0}
+    assert set(found["overswarm_gossip_network_queue_messages"]) == {
+        ("net-a", "own"), ("net-a", "relayed")
+    }  # fmt: skip
+    assert found["overswarm_gossip_trimmed_exchanges_total"] == {(): 0.0}
     assert found["overswarm_gossip_datagrams_total"].keys() == {("sent",), ("received",)}
     assert found["overswarm_dataplane_drift_total"] == {(): 7.0}
     assert found["overswarm_dataplane_networks"] == {(): 2.0}
