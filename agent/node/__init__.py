@@ -9,7 +9,10 @@
 - ``records``: what this node tells others of its own endpoints (pure).
 - ``memory``: the records of others over a restart; ``mirror``: gossip applied to data plane and names.
 - ``jobs``: operations that run to their end; ``releases``: attachments a manager still has to hear of.
-- ``coordinator``: assignments, data plane, gossip and names brought together.
+- ``request``: a wish to be attached (pure); ``leases``: attachments as managers hold them.
+- ``endpoints``: networks and endpoints made and unmade; ``announcer``: everybody told of them.
+- ``ingress``: this node's part in the ingress network; ``restore``: the take-over after a restart.
+- ``coordinator``: all of these brought together.
 - ``member``: everything that runs while the node is in a cluster.
 - ``node``: init, join, leave, and what is known of all this at any time.
 

@@ -73,6 +73,8 @@ class Mirror:
             # Its agent is being restarted, or its host is cut off: packets may pass all the same.
             if change.table == PEER_TABLE:
                 overlay.note(overlay.peers.fade(change.key))
+            else:
+                overlay.fade(change.key)
             pause = LINGER_PEER if change.table == PEER_TABLE else LINGER_NAME
             self._lingering[place] = asyncio.get_running_loop().time() + pause
             self._linger_more.set()

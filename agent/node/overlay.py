@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from agent.balancer.table import Backend
+from agent.balancer.table import backend_of
 from agent.dataplane.model import Endpoint, IPAddress, NetnsRef, Network, Peer
 from agent.discovery.names import NameRecord, NameTable
 from agent.gossip.records import (
@@ -66,6 +66,7 @@ class Overlay:
         mesh: hears of those on the ingress network.
         held: this node takes part whether it has endpoints or not.
         owners: names of the gossip nodes that wrote peer records, likewise.
+        silent: keys of endpoint records whose owners are not heard any more.
     """
 
     network: model.Network
@@ -82,6 +83,7 @@ class Overlay:
     pending: dict[IPAddress, Peer | None] = field(default_factory=dict)
     records: dict[str, EndpointRecord] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
 
     def take(self, table: str, key: str, value: bytes | None, names: NameTable) -> None:
         """Take one entry of a table (None: deleted) into peers and names; nonsense is refused."""
@@ -132,6 +134,7 @@ class Overlay:
             self._drop_endpoint(key, names)
             return
         self.records[key] = record
+        self.silent.discard(key)
         self.balance(key, record, local=False)
         names.put(
             self.network.id,
@@ -150,8 +153,16 @@ class Overlay:
 
     def _drop_endpoint(self, key: str, names: NameTable) -> None:
         self.records.pop(key, None)
+        self.silent.discard(key)
         names.remove(self.network.id, key)
         self.unbalance(key)
+
+    def fade(self, key: str) -> None:
+        """Lead new flows elsewhere, if there is an elsewhere: the record's owner is not heard any more."""
+        record = self.records.get(key)
+        if record is not None and key not in self.silent:
+            self.silent.add(key)
+            self.balance(key, record, local=False)
 
     def unbalance(self, key: str) -> None:
         """Tell balancer and mesh that a record is gone."""
@@ -160,7 +171,8 @@ class Overlay:
 
     def balance(self, key: str, record: EndpointRecord, *, local: bool) -> None:
         """Tell balancer and mesh of a record; a virtual address that cannot be one counts as none."""
-        self.mesh.put(self.network.id, key, record, local=local)
+        silent = not local and key in self.silent
+        self.mesh.put(self.network.id, key, record, local=local, silent=silent)
         ip = ipaddress.ip_address(record.endpoint_ip)
         vip = ipaddress.ip_address(record.virtual_ip) if record.virtual_ip else None
         subnet = None if vip is None else self.spec.subnet_of(vip)
@@ -172,5 +184,6 @@ class Overlay:
         ):
             self.balancer.remove(self.network.id, key)
             return
-        backend = Backend(vip=vip, ip=ip, serving=not record.service_disabled)
-        self.balancer.put(self.network.id, key, backend)
+        self.balancer.put(
+            self.network.id, key, backend_of(record, vip, ip, local=local, silent=silent)
+        )

@@ -18,6 +18,7 @@ from agent.discovery.names import IPAddress, NameRecord
 from agent.gossip.records import (
     ENDPOINT_TABLE,
     PEER_TABLE,
+    Balancing,
     EndpointRecord,
     PeerRecord,
     PortConfig,
@@ -103,7 +104,14 @@ def endpoint_record(attachment: Attachment, ip: IPAddress) -> EndpointRecord | N
         aliases=part.aliases,
         task_aliases=task_aliases(attachment),
         service_disabled=part.stage is Stage.DRAINING,
+        balancing=_balancing(part),
     )
+
+
+def _balancing(part: ServicePart) -> Balancing | None:
+    """Return what is not as usual of the spread of flows: engines' records stay as they were."""
+    found = Balancing(weight=part.weight, sticky=part.sticky, prefer_local=part.prefer_local)
+    return None if found == Balancing() else found
 
 
 def parse_port(text: str) -> PortConfig:

@@ -5,7 +5,7 @@ The real classes are checked against these by the type checker; tests put fakes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from ipaddress import IPv4Address
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from agent.dataplane.model import (
     Endpoint,
     Failure,
     IPAddress,
+    IPInterface,
     Network,
     Peer,
     Report,
@@ -144,16 +145,29 @@ class MeshPort(Protocol):
     def enter(
         self,
         network: Network,
-        address: IPAddress,
-        prefixlen: int,
+        addresses: Sequence[IPInterface],
         peers: Callable[[], Iterable[Peer]],
     ) -> None:
         """Take part in the ingress network."""
 
+    def addresses(self) -> tuple[str, ...]:
+        """Return this node's addresses there."""
+
+    async def leave(self) -> None:
+        """Take no part any more."""
+
     def identity(self) -> tuple[str, str, bytes] | None:
         """Return network, key and value of this node's own peer record there."""
 
-    def put(self, network_id: str, key: str, record: EndpointRecord, *, local: bool) -> None:
+    def put(
+        self,
+        network_id: str,
+        key: str,
+        record: EndpointRecord,
+        *,
+        local: bool,
+        silent: bool = False,
+    ) -> None:
         """Take an endpoint's record."""
 
     def remove(self, network_id: str, key: str) -> None:

@@ -95,6 +95,9 @@ class ServicePart:
         aliases: further names of the service on this network.
         ports: on an ingress network only, as ``PUBLISHED:TARGET/PROTOCOL``.
         stage: of this backend.
+        weight: its share of new flows.
+        sticky: a client keeps its backend.
+        prefer_local: backends of the client's own node come first.
     """
 
     service_id: str = ""
@@ -103,6 +106,9 @@ class ServicePart:
     aliases: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
     stage: Stage = Stage.STARTING
+    weight: int = 1
+    sticky: bool = False
+    prefer_local: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
