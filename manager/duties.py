@@ -14,7 +14,7 @@ from manager.api.backend import Backend
 from manager.cluster import ROTATION, NetworkKeys, rotated, without_expired
 from manager.keyage import KeyAge
 from manager.raft.events import Role
-from manager.raft.node import RaftStatus
+from manager.raft.status import RaftStatus
 from manager.store import Transaction
 from swarm.errors import InvariantError, SwarmError
 
@@ -58,18 +58,20 @@ class Leadership:
         return self._status is not None and self._status.leader_id is not None
 
     async def run(self, duties: Sequence[Duty]) -> None:
-        """Run the duties whenever this manager leads, until cancelled."""
+        """Run the duties whenever this manager leads, until cancelled; anew in each of its terms."""
         async with asyncio.TaskGroup() as group:
             over = asyncio.Event()
             try:
                 while True:
-                    await self._until(leading=True)
+                    while (term := self._term) is None:
+                        await self._change()
                     over = asyncio.Event()
-                    term = group.create_task(self._serve(duties, over))
-                    await self._until(leading=False)
+                    serving = group.create_task(self._serve(duties, over))
+                    while self._term == term:
+                        await self._change()
                     over.set()
-                    term.cancel()
-                    await asyncio.wait([term])
+                    serving.cancel()
+                    await asyncio.wait([serving])
             finally:
                 over.set()
 
@@ -93,10 +95,14 @@ class Leadership:
                 return
             await asyncio.sleep(AGAIN)
 
-    async def _until(self, *, leading: bool) -> None:
-        while self.leading is not leading:
-            self._changed.clear()
-            await self._changed.wait()
+    @property
+    def _term(self) -> int | None:
+        """The term this manager leads, if any."""
+        return self._status.term if self._status is not None and self.leading else None
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
 
 
 async def _run(duty: Duty) -> None:

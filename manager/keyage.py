@@ -35,16 +35,22 @@ class KeyAge:
                 known = json.loads(path.read_bytes()[:_MAX_FILE])
                 self._lamport, self._since = int(known["lamport"]), int(known["since"])
 
-    def note(self, lamport: int) -> None:
-        """Note the lamport clock of the keys in force; another one than before means new keys."""
+    def note(self, lamport: int, since: int | None = None) -> None:
+        """Note the lamport clock of the keys in force; another one than before means new keys.
+
+        Args:
+            lamport: the clock.
+            since: a time by which they were in force, nanoseconds, where they may have come while
+                this manager did not run; now when absent or in the future.
+        """
         now = self._wall()
         if lamport == self._lamport and self._since <= now:
             return
-        self._lamport, self._since = lamport, now
+        self._lamport, self._since = lamport, now if since is None else min(since, now)
         if self._path is not None:
             beside = self._path.with_suffix(".new")
             with contextlib.suppress(OSError):  # then the wait is longer once, no more
-                beside.write_text(json.dumps({"lamport": lamport, "since": now}))
+                beside.write_text(json.dumps({"lamport": lamport, "since": self._since}))
                 beside.replace(self._path)
 
     def left(self, period: float) -> float:

@@ -63,7 +63,8 @@ from manager.notify import Notifier
 from manager.raft.config import RaftConfig
 from manager.raft.errors import StateLostError
 from manager.raft.events import Role as RaftRole
-from manager.raft.node import RaftNode, RaftStatus
+from manager.raft.node import RaftNode
+from manager.raft.status import RaftStatus
 from manager.raft.storage import Identity as RaftIdentity
 from manager.raft.storage import SqliteStorage
 from manager.raft.transport import GrpcTransport
@@ -226,7 +227,9 @@ class Manager:
         raft.on_status(leadership.note)
         raft.on_status(self._leader.note)
         raft_task = group.create_task(raft.run())
-        store_task = group.create_task(self.store.run(raft.propose, raft.read_barrier))
+        store_task = group.create_task(
+            self.store.run(raft.propose, raft.read_barrier, raft.settled)
+        )
         await raft.ready()
         try:
             await self._serve(_identity(storage.identity), leadership, lock, transport)
@@ -495,6 +498,8 @@ class Manager:
         raft.on_status(lambda _: hub.wake_all())
         while True:
             watch = self.store.watch()
+            for cluster in self.store.view.clusters.all():
+                age.note(cluster.encryption_key_lamport_clock, cluster.meta.updated_at)
             await self._look(lock, age)
             try:
                 async for commit in watch:

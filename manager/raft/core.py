@@ -5,22 +5,20 @@ once the batch in it is durable it calls ``advance``. Equal inputs and an equal 
 give equal outputs. Names tell what a function does: ``become_*`` changes the role, ``handle_*``
 takes one kind of message, ``maybe_*`` may decline, ``send`` and ``broadcast_*`` queue output.
 
-This module holds the state and the contract; what a member does lies in ``election``, ``leader``
-and ``follower``. Sources: Ongaro and Ousterhout, "In Search of an Understandable Consensus
+This module holds the state and the contract; what becomes of a message lies in ``intake``, what a
+member does in ``election``, ``leader``, ``follower`` and ``asking``. Sources: Ongaro and Ousterhout, "In Search of an Understandable Consensus
 Algorithm" (the paper), and Ongaro's dissertation.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, TypeAlias
+from collections.abc import Iterable
+from typing import Any
 
-from manager.raft import election, follower, leader
+from manager.raft import asking, election, follower, intake, leader
 from manager.raft.config import (
     MAX_ENTRY_BYTES,
-    MAX_PENDING_READS,
     MAX_UNCOMMITTED_BYTES,
     RaftConfig,
 )
@@ -29,44 +27,28 @@ from manager.raft.events import (
     Event,
     LeaderChanged,
     MembershipChanged,
-    OldCopy,
     Reason,
     Refused,
     Role,
     RoleChanged,
     WasRemoved,
 )
-from manager.raft.faults import body_fault
 from manager.raft.log import Log
 from manager.raft.membership import Change, Member, Membership
 from manager.raft.messages import (
     ENTRY_OVERHEAD_BYTES,
-    Append,
-    AppendReply,
     Batch,
     Body,
     DurableState,
     Entry,
     EntryKind,
-    Heartbeat,
-    HeartbeatReply,
     Message,
-    Outdated,
-    PreVote,
-    PreVoteReply,
-    ReadReply,
-    ReadRequest,
     ReadResult,
     Ready,
-    Removed,
     Snapshot,
-    SnapshotChunk,
-    SnapshotReply,
     Stored,
-    TimeoutNow,
-    Vote,
-    VoteReply,
 )
+from manager.raft.outbox import Outbox
 from manager.raft.progress import Progress
 from manager.raft.reads import Reads
 from manager.raft.wire import encode_membership
@@ -74,8 +56,6 @@ from swarm.errors import InvalidArgumentError, InvariantError
 
 MAX_APPLY_ENTRIES = 1024
 """Entries handed out for applying at once, so that a driver can breathe in between."""
-
-Handler: TypeAlias = "Callable[[RaftCore, Message[Any]], None]"
 
 TRANSITIONS: frozenset[tuple[Role, Role]] = frozenset(
     {
@@ -92,47 +72,8 @@ TRANSITIONS: frozenset[tuple[Role, Role]] = frozenset(
     }
 )
 
-_CAMPAIGNING: dict[type[Any], Handler] = {
-    PreVote: election.handle_vote_request,
-    Vote: election.handle_vote_request,
-    PreVoteReply: election.handle_vote_reply,
-    VoteReply: election.handle_vote_reply,
-    Append: follower.handle_append,
-    Heartbeat: follower.handle_heartbeat,
-    SnapshotChunk: follower.handle_snapshot_chunk,
-    ReadReply: follower.handle_read_reply,
-    Removed: follower.handle_removed,
-}
-
-HANDLERS: Mapping[Role, Mapping[type[Any], Handler]] = MappingProxyType(
-    {
-        Role.FOLLOWER: {
-            PreVote: election.handle_vote_request,
-            Vote: election.handle_vote_request,
-            Append: follower.handle_append,
-            Heartbeat: follower.handle_heartbeat,
-            SnapshotChunk: follower.handle_snapshot_chunk,
-            ReadReply: follower.handle_read_reply,
-            TimeoutNow: follower.handle_timeout_now,
-            Removed: follower.handle_removed,
-        },
-        Role.PRE_CANDIDATE: _CAMPAIGNING,
-        Role.CANDIDATE: _CAMPAIGNING,
-        Role.LEADER: {
-            PreVote: election.handle_vote_request,
-            Vote: election.handle_vote_request,
-            AppendReply: leader.handle_append_reply,
-            HeartbeatReply: leader.handle_heartbeat_reply,
-            SnapshotReply: leader.handle_snapshot_reply,
-            ReadRequest: leader.handle_read_request,
-        },
-    }
-)
-"""Which messages of the current term mean something in which role; all others are refused."""
-
-FROM_LEADER = (Append, Heartbeat, SnapshotChunk)
-"""Only a term's leader sends these, so they name it."""
-
+TURN_TICKS = 2
+"""Between the campaigns of two members that lost the same leader: an election fits in."""
 
 IDLE = Ready()
 """What ``ready`` returns when there is nothing to do."""
@@ -143,14 +84,13 @@ class RaftCore:
 
     __slots__ = (
         "_durable",
-        "_gated",
-        "_next_context",
+        "_outbox",
         "_outstanding",
-        "_outstanding_gated",
         "_restore",
         "_restore_durable",
         "_unsaved_snapshot",
         "config",
+        "doubted",
         "elapsed",
         "events",
         "id",
@@ -159,7 +99,7 @@ class RaftCore:
         "incoming",
         "leader",
         "log",
-        "outbox",
+        "next_context",
         "peers",
         "read_results",
         "reads",
@@ -197,6 +137,8 @@ class RaftCore:
         quorum check."""
         self.timeout = 0
         """Ticks of silence until the next campaign: E to 2E-1, drawn anew for each wait."""
+        self.doubted = False
+        """The leader may be dead: its connection ended, and nothing was heard of it since."""
         self.votes: dict[int, bool] = {}
         """Answers to the current campaign."""
         self.peers: dict[int, Progress] = {}
@@ -212,12 +154,9 @@ class RaftCore:
         self.removed = False
         """This member was removed from the group for good; it never campaigns again."""
         self.events: list[Event] = []
-        self.outbox: list[Message[Body]] = []
-        """Messages that may leave now."""
-        self._gated: list[Message[Body]] = []
-        """Messages that claim something the next batch makes durable."""
+        self._outbox = Outbox()
         self._outstanding: Batch | None = None
-        self._outstanding_gated: list[Message[Body]] = []
+        """The batch on its way to the disk."""
         self._durable = (self.term, self.vote)
         """(term, vote) on disk."""
         self._unsaved_snapshot: Snapshot | None = None
@@ -226,67 +165,21 @@ class RaftCore:
         """A leader's snapshot the state machine has not been given yet; nothing is applied
         meanwhile."""
         self._restore_durable = False
-        self._next_context = self.incarnation << 32
+        self.next_context = self.incarnation << 32
+        """Number of this member's last read; differs from those of its earlier lives."""
         self._start(stored)
 
     # The contract ---------------------------------------------------------------------------
 
     def step(self, message: Message[Any]) -> None:
         """Take one message from the network. Never raises for what a peer sent."""
-        fault = self._envelope_fault(message) or body_fault(message)
-        if fault is not None:
-            self.refuse(message, fault)
-            if fault is Reason.STALE_INCARNATION:
-                self._tell_outdated(message)
-            return
-        if isinstance(message.body, Outdated):
-            self._note_outdated(message, message.body)
-            return
-        if (
-            message.sender in self.log.membership.removed
-            and message.sender in self.log.committed_membership.removed
-            and message.sender != self.leader
-        ):
-            # (A leader that removed itself still says goodbye.) It cannot learn of its removal from the log any more, so it is told.
-            self.refuse(message, Reason.REMOVED_MEMBER)
-            if not isinstance(message.body, Removed):
-                self.send(message.sender, Removed())
-            return
-        if message.sender in self.log.membership.members:
-            self.incarnations[message.sender] = message.incarnation
-        self._accept(message)
-
-    def _tell_outdated(self, message: Message[Any]) -> None:
-        """Answer a member's earlier life; only a member restored from an old copy is still it."""
-        if not isinstance(message.body, Outdated):
-            seen = self.incarnations[message.sender]
-            self.send(message.sender, Outdated(incarnation=message.incarnation, seen=seen))
-
-    def _note_outdated(self, message: Message[Any], body: Outdated) -> None:
-        known = message.sender in self.log.membership.members
-        if known and body.incarnation == self.incarnation < body.seen:
-            self.events.append(OldCopy(incarnation=body.incarnation, seen=body.seen))
-        else:
-            self.refuse(message, Reason.STALE_REPLY)
-
-    def _accept(self, message: Message[Any]) -> None:
-        if message.term > self.term:
-            if not self._meet_newer_term(message):
-                return
-        elif message.term < self.term:
-            self._meet_older_term(message)
-            return
-        handler = HANDLERS[self.role].get(type(message.body))
-        if handler is None:
-            self.refuse(message, Reason.UNEXPECTED)
-            return
-        handler(self, message)
+        intake.step(self, message)
 
     def tick(self) -> None:
         """Let one tick pass."""
         self.ticks += 1
         self.elapsed += 1
-        self._age_reads()
+        asking.age(self)
         if self.role is Role.LEADER:
             leader.tick(self)
         elif self.elapsed >= self.timeout:
@@ -310,18 +203,17 @@ class RaftCore:
             self._restore_durable = False
             self.log.applied = restore.index
             committed = self.log.take_committed(MAX_APPLY_ENTRIES)
-        idle = not (self.outbox or self.read_results or self.events)
+        idle = not (self._outbox.leaving or self.read_results or self.events)
         if idle and batch is None and restore is None and not committed:
             return IDLE
         ready = Ready(
-            messages=tuple(self.outbox),
+            messages=self._outbox.take(),
             batch=batch,
             restore=restore,
             committed=committed,
             reads=tuple(self.read_results),
             events=tuple(self.events),
         )
-        self.outbox.clear()
         self.read_results.clear()
         self.events.clear()
         return ready
@@ -336,9 +228,7 @@ class RaftCore:
         self._durable = (batch.state.term, batch.state.vote)
         if self._restore is not None and batch.snapshot is self._restore:
             self._restore_durable = True
-        gated, self._outstanding_gated = self._outstanding_gated, []
-        for message in gated:
-            self._release(message)
+        self._release(self._outbox.written())
         if self.role is Role.LEADER:
             leader.note_saved(self)
 
@@ -389,16 +279,7 @@ class RaftCore:
         Raises:
             DroppedError: too many reads wait already.
         """
-        if len(self.reads.pending) >= MAX_PENDING_READS:
-            raise DroppedError("Too many reads wait for a majority of managers; try again.")
-        self._next_context += 1
-        context = self._next_context
-        self.reads.pending[context] = 0
-        if self.role is Role.LEADER:
-            self.reads.ask((self.id, context))
-        elif self.leader is not None:
-            self.send(self.leader, ReadRequest(context=context))
-        return context
+        return asking.ask(self)
 
     def campaign(self) -> None:
         """Start an election now, without waiting for the time-out (a group of one does)."""
@@ -411,6 +292,19 @@ class RaftCore:
             self._unsaved_snapshot = self.log.compact(
                 index, data, trailing=self.config.trailing_entries
             )
+
+    def report_lost(self, raft_id: int) -> None:
+        """The connection on which this member spoke has ended; of a leader that may mean its death.
+
+        A follower then waits a part of an election time instead of a whole one. A leader that lives
+        is heard again before that; and one that others still hear is not deposed, because they
+        refuse the pre-vote. All followers learn of a death at the same moment, so they take turns.
+        """
+        if self.role is Role.FOLLOWER and raft_id == self.leader and not self.doubted:
+            self.doubted = True
+            rank = sum(voter < self.id for voter in self.membership.voters - {raft_id})
+            patience = max(self.config.election_ticks // 3, self.config.heartbeat_ticks + 1)
+            self.timeout = min(self.timeout, self.elapsed + patience + TURN_TICKS * rank)
 
     def report_unreachable(self, raft_id: int) -> None:
         """A message to this member was not delivered: stop sending ahead until it answers."""
@@ -448,6 +342,19 @@ class RaftCore:
 
     # For election, leader and follower ------------------------------------------------------
 
+    def note_heard(self) -> None:
+        """The leader of the term lives."""
+        self.elapsed = 0
+        if self.doubted:
+            self.doubted = False
+            self.timeout = self._draw_timeout()
+
+    @property
+    def leased(self) -> bool:
+        """True while a leader was heard so lately that nobody may depose it (dissertation 4.2.3)."""
+        lately = self.elapsed < self.config.election_ticks and not self.doubted
+        return self.leader is not None and lately
+
     def send(
         self, to: int, body: Body, *, term: int | None = None, after_sync: bool = False
     ) -> None:
@@ -469,9 +376,9 @@ class RaftCore:
             body=body,
         )
         if after_sync or (self.term, self.vote) != self._durable:
-            self._gated.append(message)
+            self._outbox.hold(message)
         else:
-            self._release(message)
+            self._release((message,))
 
     def refuse(self, message: Message[Any], reason: Reason) -> None:
         """Note that a message had no effect."""
@@ -488,7 +395,7 @@ class RaftCore:
         """Follow ``leader_id`` (or wait for a leader) in ``term``."""
         changed = self.role is not Role.FOLLOWER or term != self.term
         if self.role is Role.LEADER:
-            self._fail_own_reads()
+            asking.fail(self)
         self._enter(Role.FOLLOWER, term)
         if changed:
             self.events.append(RoleChanged(role=Role.FOLLOWER, term=term))
@@ -521,7 +428,7 @@ class RaftCore:
         self.leader = leader_id
         self.events.append(LeaderChanged(leader=leader_id, term=self.term))
         if leader_id not in {None, self.id}:
-            self._repeat_reads()
+            asking.repeat(self)
 
     def commit_to(self, index: int) -> None:
         """Move the commit index forward, and notice what a committed configuration means."""
@@ -595,48 +502,6 @@ class RaftCore:
         if self.log.membership.members:
             self.note_membership()
 
-    def _envelope_fault(self, message: Message[Any]) -> Reason | None:
-        if message.cluster != self.config.cluster_id:
-            return Reason.OTHER_CLUSTER
-        if message.to != self.id or message.sender == self.id:
-            return Reason.WRONG_RECIPIENT
-        if message.incarnation < self.incarnations.get(message.sender, 0):
-            return Reason.STALE_INCARNATION
-        return None
-
-    def _meet_newer_term(self, message: Message[Any]) -> bool:
-        """Enter the message's term where it calls for that; False when the message ends here."""
-        body = message.body
-        if isinstance(body, PreVote | Vote):
-            forced = isinstance(body, Vote) and body.transfer
-            if not forced and self.leader is not None and self.elapsed < self.config.election_ticks:
-                # A leader was heard lately: a member that cannot hear it must not depose it
-                # (dissertation 4.2.3).
-                self.refuse(message, Reason.LEASE)
-                return False
-            if isinstance(body, PreVote):
-                return True
-        if isinstance(body, PreVoteReply) and body.granted:
-            return True
-        if isinstance(body, Removed):
-            return True
-        names_leader = isinstance(body, FROM_LEADER)
-        self.become_follower(message.term, message.sender if names_leader else None)
-        return True
-
-    def _meet_older_term(self, message: Message[Any]) -> None:
-        """Refuse, and tell those who would otherwise go on for ever in their old term."""
-        self.refuse(message, Reason.OLDER_TERM)
-        if isinstance(message.body, FROM_LEADER):
-            # Its sender hears a newer term in the answer and steps down. Without it a member
-            # that once campaigned alone could never come back: it refuses the leader, and with
-            # pre-vote its own campaigns no longer carry its term to anybody.
-            self.send(message.sender, AppendReply(index=0))
-        elif isinstance(message.body, PreVote):
-            self.send(message.sender, PreVoteReply(granted=False))
-        elif isinstance(message.body, Removed) and self.role is not Role.LEADER:
-            follower.handle_removed(self, message)
-
     def _enter(self, role: Role, term: int) -> None:
         if (self.role, role) not in TRANSITIONS or term < self.term:
             raise InvariantError(f"{self.role} in {self.term} cannot become {role} in {term}.")
@@ -644,10 +509,11 @@ class RaftCore:
             self.term, self.vote = term, None
             # What waits for the next batch promised something in the old term, and that batch may
             # no longer hold it: a new leader can replace the entries before they reach the disk.
-            self._gated.clear()
+            self._outbox.forget()
         self.role = role
         self.elapsed = 0
         self.timeout = self._draw_timeout()
+        self.doubted = False
         self.votes = {}
         self.peers = {}
         self.transfer = None
@@ -663,9 +529,7 @@ class RaftCore:
         clean = (self.term, self.vote) == self._durable
         if clean and not entries and self._unsaved_snapshot is None:
             # What waits was made durable by a batch that was already on its way.
-            gated, self._gated = self._gated, []
-            for message in gated:
-                self._release(message)
+            self._release(self._outbox.unheld())
             return None
         batch = Batch(
             state=DurableState(term=self.term, vote=self.vote, commit=self.log.commit),
@@ -678,38 +542,12 @@ class RaftCore:
         self.log.saving = self.log.last_index
         self._unsaved_snapshot = None
         self._outstanding = batch
-        self._outstanding_gated, self._gated = self._gated, []
+        self._outbox.sync()
         return batch
 
-    def _release(self, message: Message[Body]) -> None:
-        if message.to == self.id:
-            self._accept(message)
-        else:
-            self.outbox.append(message)
-
-    def _age_reads(self) -> None:
-        if not self.reads.pending:
-            return
-        limit = 2 * self.config.election_ticks
-        for context, age in list(self.reads.pending.items()):
-            if age >= limit:
-                self.answer_read(context, None)
+    def _release(self, messages: Iterable[Message[Body]]) -> None:
+        for message in messages:
+            if message.to == self.id:
+                intake.accept(self, message)
             else:
-                self.reads.pending[context] = age + 1
-        if self.role is not Role.LEADER and self.ticks % self.config.heartbeat_ticks == 0:
-            self._repeat_reads()
-
-    def _repeat_reads(self) -> None:
-        if self.leader is None or self.leader == self.id:
-            return
-        for context in self.reads.pending:
-            self.send(self.leader, ReadRequest(context=context))
-
-    def _fail_own_reads(self) -> None:
-        for context in list(self.reads.pending):
-            self.answer_read(context, None)
-
-    def answer_read(self, context: int, index: int | None) -> None:
-        """Hand a read point (or None) to the driver, once."""
-        if self.reads.pending.pop(context, None) is not None:
-            self.read_results.append(ReadResult(context=context, index=index))
+                self._outbox.leaving.append(message)

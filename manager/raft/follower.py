@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from manager.raft import election
+from manager.raft import asking, election
 from manager.raft.events import Reason, Role, SnapshotReceived, StateLost, Truncated
 from manager.raft.membership import Membership
 from manager.raft.messages import (
@@ -51,7 +51,7 @@ def follow(core: RaftCore, sender: int) -> bool:
         core.become_follower(core.term, sender)
     elif core.leader is not None and core.leader != sender:
         return False
-    core.elapsed = 0
+    core.note_heard()
     core.set_leader(sender)
     return True
 
@@ -168,7 +168,7 @@ def _install(core: RaftCore, message: Message[SnapshotChunk], incoming: Incoming
 
 def handle_read_reply(core: RaftCore, message: Message[ReadReply]) -> None:
     """Pass on the read point this member asked the leader for."""
-    core.answer_read(message.body.context, message.body.index)
+    asking.answer(core, message.body.context, message.body.index)
 
 
 def handle_timeout_now(core: RaftCore, message: Message[TimeoutNow]) -> None:

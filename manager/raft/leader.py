@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from manager.raft import quorum
+from manager.raft import asking, quorum
 from manager.raft.config import (
     CAUGHT_UP_ENTRIES,
     MAX_APPEND_BYTES,
@@ -252,7 +252,7 @@ def _answer_reads(core: RaftCore) -> None:
     confirmed = quorum.reached(core.membership.voters, rounds)
     for (member, context), index in core.reads.confirm(confirmed):
         if member == core.id:
-            core.answer_read(context, index)
+            asking.answer(core, context, index)
         else:
             core.send(member, ReadReply(context=context, index=index))
 

@@ -4,130 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeVar
-
-import structlog
+from typing import Any, TypeVar
 
 from manager.raft.config import RaftConfig
 from manager.raft.core import RaftCore
 from manager.raft.errors import (
     ChangeRefusal,
     ChangeRefusedError,
-    DroppedError,
     QuorumLostError,
     RemovedError,
     StateLostError,
 )
 from manager.raft.events import (
     Event,
-    LeaderChanged,
-    MembershipChanged,
     OldCopy,
-    QuorumLost,
     Reason,
-    Refused,
     Role,
     RoleChanged,
-    SnapshotReceived,
-    SnapshotSent,
     StateLost,
     TransferAborted,
-    TransferStarted,
     Truncated,
-    WasRemoved,
 )
-from manager.raft.membership import Change, ChangeKind, Member
-from manager.raft.messages import Batch, Body, Entry, EntryKind, Message, Ready, Snapshot
+from manager.raft.membership import Change, ChangeKind
+from manager.raft.messages import Batch, Body, Entry, EntryKind, Message, Snapshot
+from manager.raft.ports import StateMachine, Transport
+from manager.raft.report import Report
+from manager.raft.status import RaftStatus
 from manager.raft.storage import Storage
+from manager.raft.waiting import Waiting
 from swarm.errors import InvariantError, SwarmError, UnavailableError
-
-log = structlog.get_logger("manager.raft")
 
 T = TypeVar("T")
 
-_QUIET = frozenset(
-    {
-        Reason.STALE_REPLY,
-        Reason.UNEXPECTED,
-        Reason.OLDER_TERM,
-        Reason.LOG_GAP,
-        Reason.LEASE,
-        Reason.VOTED,
-        Reason.BEHIND,
-    }
-)
-"""Refusals that a healthy group produces, logged at debug level only."""
-
-_EVENTS: dict[type[Event], str] = {
-    RoleChanged: "role.changed",
-    LeaderChanged: "leader.changed",
-    MembershipChanged: "membership.changed",
-    Truncated: "log.truncated",
-    SnapshotSent: "snapshot.sent",
-    SnapshotReceived: "snapshot.received",
-    QuorumLost: "quorum.lost",
-    TransferStarted: "transfer.started",
-    TransferAborted: "transfer.aborted",
-    WasRemoved: "member.removed",
-    StateLost: "state.lost",
-    OldCopy: "state.outdated",
-}
-
-
 FAREWELL_TICKS = 3
 """How long a removed member goes on, so that its last messages leave and its callers hear."""
-
-
-class StateMachine(Protocol):
-    """What the log drives. Every replica must do the same with the same input."""
-
-    def apply(self, index: int, data: bytes) -> Any:
-        """Apply a committed command; the result, or the SwarmError raised, reaches the proposer."""
-
-    def snapshot(self) -> bytes:
-        """Return the whole state."""
-
-    def restore(self, index: int, data: bytes) -> None:
-        """Replace the whole state by a snapshot taken at ``index``."""
-
-
-class Transport(Protocol):
-    """How messages travel. They may be lost, repeated and reordered, and senders may lie."""
-
-    def send(self, messages: Sequence[Message[Body]]) -> None:
-        """Send without waiting; what cannot be sent is dropped."""
-
-    def update_members(self, members: Mapping[int, Member]) -> None:
-        """Learn where members are reached, whenever that changes."""
-
-    async def run(
-        self,
-        deliver: Callable[[Message[Body]], None],
-        unreachable: Callable[[int], None],
-    ) -> None:
-        """Carry messages until cancelled; report members that a message did not reach."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RaftStatus:
-    """A look at one member."""
-
-    id: int
-    term: int
-    role: Role
-    leader_id: int | None
-    commit_index: int
-    applied_index: int
-    members: Mapping[int, Member]
-    """The configuration in force, by raft id."""
-    active: frozenset[int]
-    """Leader: members heard within an election time, itself included. Elsewhere empty."""
 
 
 class RaftNode:
@@ -151,15 +65,10 @@ class RaftNode:
         self._disk: ThreadPoolExecutor | None = None
         self._wake = asyncio.Event()
         self._batches: asyncio.Queue[Batch] = asyncio.Queue(1)
-        self._proposals: dict[int, tuple[int, asyncio.Future[Any]]] = {}
-        """Index to (term, who waits for it)."""
-        self._reads: dict[int, asyncio.Future[int]] = {}
-        """Context to who waits for the read point."""
-        self._points: list[tuple[int, int, asyncio.Future[int]]] = []
-        """Heap of read points that are not applied yet."""
+        self._waiting = Waiting()
+        self._events = Report()
         self._sequence = itertools.count()
         self._replayed = asyncio.Event()
-        self._tick_waiters: list[asyncio.Future[None]] = []
         self._replay_to = 0
         self._applied_bytes = 0
         self._callbacks: dict[int, Callable[[RaftStatus], None]] = {}
@@ -195,7 +104,9 @@ class RaftNode:
                         tasks.create_task(self._drive(core))
                         tasks.create_task(self._write(core, disk))
                         tasks.create_task(self._tick(core))
-                        tasks.create_task(self._transport.run(self._deliver, self._unreachable))
+                        tasks.create_task(
+                            self._transport.run(self._deliver, self._unreachable, self._lost)
+                        )
                 finally:
                     # After the thread's last write, whose end cancelling does not wait for.
                     disk.submit(self._storage.close).result()
@@ -206,7 +117,9 @@ class RaftNode:
             self._stopped = cause
             raise
         finally:
-            self._abandon()
+            # Nobody shall wait for a node that has stopped.
+            self._replayed.set()
+            self._waiting.abandon()
 
     async def ready(self) -> None:
         """Wait until what this member knows to be committed is applied.
@@ -243,13 +156,19 @@ class RaftNode:
             DroppedError: too many reads wait.
         """
         context = self._running().request_read()
-        future = asyncio.get_running_loop().create_future()
-        self._reads[context] = future
         self._wake.set()
-        try:
-            return int(await future)
-        finally:
-            self._reads.pop(context, None)
+        return await self._waiting.read(context)
+
+    async def settled(self) -> None:
+        """Wait while this member leads and has not applied the first entry of its term yet.
+
+        What it reads before may be older than what it leads: earlier leaders' last entries are in
+        its log, but not in its state machine. Returns at once in all other cases, also on a member
+        that does not lead or does not run; then without giving way to other tasks, so that a
+        proposal made right after it follows everything the state machine shows.
+        """
+        while (core := self._core) is not None and self._stopped is None and not _settled(core):
+            await self._waiting.term()
 
     async def add_learner(self, *, raft_id: int, node_id: str, addr: str) -> None:
         """Add a member that receives the log and has no vote yet.
@@ -323,23 +242,12 @@ class RaftNode:
     @property
     def status(self) -> RaftStatus:
         """What this member knows now."""
-        core = self._running()
-        oldest = core.ticks - core.config.election_ticks
-        active = {
-            i for i, peer in core.peers.items() if peer.heard is not None and peer.heard >= oldest
-        }
-        if core.role is Role.LEADER:
-            active.add(core.id)
-        return RaftStatus(
-            id=core.id,
-            term=core.term,
-            role=core.role,
-            leader_id=core.leader,
-            commit_index=core.log.commit,
-            applied_index=core.log.applied,
-            members=core.membership.members,
-            active=frozenset(active),
-        )
+        return RaftStatus.of(self._running())
+
+    @property
+    def refused(self) -> Mapping[Reason, int]:
+        """How many messages were refused since the start, by reason."""
+        return self._events.refused
 
     def on_status(self, callback: Callable[[RaftStatus], None]) -> Callable[[], None]:
         """Call back on every change of role, term, leader or members; return how to end that."""
@@ -387,10 +295,7 @@ class RaftNode:
             farewell -= core.removed
             if farewell == 0:
                 raise RemovedError("This manager was removed from the group of managers.")
-            waiters, self._tick_waiters = self._tick_waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            self._waiting.ticked()
 
     def _deliver(self, message: Message[Body]) -> None:
         if self._core is not None:
@@ -400,6 +305,10 @@ class RaftNode:
     def _unreachable(self, raft_id: int) -> None:
         if self._core is not None:
             self._core.report_unreachable(raft_id)
+
+    def _lost(self, raft_id: int) -> None:
+        if self._core is not None:
+            self._core.report_lost(raft_id)
 
     # One round ------------------------------------------------------------------------------
 
@@ -414,7 +323,7 @@ class RaftNode:
             self._restore(ready.restore)
         for entry in ready.committed:
             self._apply(entry)
-        self._answer_reads(core, ready)
+        self._waiting.answered(ready.reads, core.log.applied)
         for event in ready.events:
             self._note(core, event)
         self._maybe_compact(core)
@@ -432,56 +341,19 @@ class RaftNode:
             except SwarmError as refused:
                 error = refused
         self._applied_bytes += entry.size
-        term, future = self._proposals.pop(entry.index, (0, None))
-        if future is None or future.done():
-            return
-        if term != entry.term:
-            error = _dropped()
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
+        self._waiting.applied(entry, result, error)
 
     def _restore(self, snapshot: Snapshot) -> None:
         self._machine.restore(snapshot.index, snapshot.data)
         self._applied_bytes = 0
-        for index in [index for index in self._proposals if index <= snapshot.index]:
-            _fail(self._proposals.pop(index)[1], _unknown())
-
-    def _answer_reads(self, core: RaftCore, ready: Ready) -> None:
-        for result in ready.reads:
-            future = self._reads.pop(result.context, None)
-            if future is None or future.done():
-                continue
-            if result.index is None:
-                future.set_exception(
-                    QuorumLostError("No majority of managers confirmed the read; try again.")
-                )
-            else:
-                heapq.heappush(self._points, (result.index, next(self._sequence), future))
-        while self._points and self._points[0][0] <= core.log.applied:
-            index, _, future = heapq.heappop(self._points)
-            if not future.done():
-                future.set_result(index)
+        self._waiting.restored(snapshot.index)
 
     def _note(self, core: RaftCore, event: Event) -> None:
-        if isinstance(event, Refused):
-            level = "debug" if event.reason in _QUIET else "warning"
-            getattr(log, level)(
-                "message.refused",
-                reason=event.reason.value,
-                message=event.message,
-                sender=f"{event.sender:x}",
-                term=event.term,
-            )
-            return
-        log.info(_EVENTS[type(event)], **_plain(event))
+        self._events.note(event)
         if isinstance(event, Truncated):
-            for index in [index for index in self._proposals if index >= event.index]:
-                _fail(self._proposals.pop(index)[1], _dropped())
+            self._waiting.truncated(event.index)
         elif isinstance(event, RoleChanged) and event.role is not Role.LEADER:
-            for index in [index for index in self._proposals if index > core.log.commit]:
-                _fail(self._proposals.pop(index)[1], _unknown())
+            self._waiting.deposed(core.log.commit)
         elif isinstance(event, TransferAborted):
             self._aborted_transfers += 1
         elif isinstance(event, StateLost):
@@ -503,6 +375,8 @@ class RaftNode:
             self._wake.set()
 
     def _report(self, core: RaftCore) -> None:
+        if _settled(core):
+            self._waiting.began()
         if not self._replayed.is_set():
             done = core.log.applied >= self._replay_to
             if core.alone:
@@ -529,44 +403,21 @@ class RaftNode:
         await self._await_applied(*self._running().change(change))
 
     async def _await_applied(self, index: int, term: int) -> Any:
-        future = asyncio.get_running_loop().create_future()
-        self._proposals[index] = (term, future)
         self._wake.set()
-        return await future
+        return await self._waiting.entry(index, term)
 
     async def _next_tick(self) -> None:
         self._running()
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._tick_waiters.append(future)
-        await future
+        await self._waiting.tick()
 
     def _running(self) -> RaftCore:
         if self._core is None or self._stopped is not None:
             raise UnavailableError("The raft node does not run.") from self._stopped
         return self._core
 
-    def _abandon(self) -> None:
-        """Nobody shall wait for a node that has stopped."""
-        self._replayed.set()
-        futures: list[asyncio.Future[Any]] = [future for _, future in self._proposals.values()]
-        futures += [*self._reads.values(), *(point[2] for point in self._points)]
-        futures += self._tick_waiters
-        for future in futures:
-            _fail(future, _unknown())
-        self._proposals.clear()
 
-
-def _fail(future: asyncio.Future[Any], error: SwarmError) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
-def _dropped() -> DroppedError:
-    return DroppedError("Another leader's entry took this one's place; try again.")
-
-
-def _unknown() -> QuorumLostError:
-    return QuorumLostError("Leadership was lost; whether the change takes effect is unknown.")
+def _settled(core: RaftCore) -> bool:
+    return core.role is not Role.LEADER or core.log.term_of(core.log.applied) == core.term
 
 
 def _old_copy(why: str) -> StateLostError:
@@ -581,7 +432,3 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
     return cause
-
-
-def _plain(event: Event) -> dict[str, Any]:
-    return {k: v.value if isinstance(v, Role) else v for k, v in asdict(event).items()}

@@ -122,6 +122,9 @@ class GrpcTransport:
         self._tasks: asyncio.TaskGroup | None = None
         self._deliver: Deliver | None = None
         self._unreachable: Callable[[int], None] | None = None
+        self._lost: Callable[[int], None] | None = None
+        self._speaking: dict[int, object] = {}
+        """Member to the stream on which it spoke last."""
 
     # The node's side ------------------------------------------------------------------------
 
@@ -145,9 +148,14 @@ class GrpcTransport:
             if raft_id not in self._peers:
                 self._add(raft_id, addr)
 
-    async def run(self, deliver: Deliver, unreachable: Callable[[int], None]) -> None:
-        """Carry messages until cancelled."""
-        self._unreachable = unreachable
+    async def run(
+        self,
+        deliver: Deliver,
+        unreachable: Callable[[int], None],
+        lost: Callable[[int], None],
+    ) -> None:
+        """Carry messages until cancelled; see :class:`manager.raft.ports.Transport`."""
+        self._unreachable, self._lost = unreachable, lost
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
@@ -156,16 +164,19 @@ class GrpcTransport:
                     self._start(peer)
                 await asyncio.Event().wait()
         finally:
-            self._tasks = self._deliver = None
+            self._tasks = self._deliver = self._lost = None
 
     # The servicer's side --------------------------------------------------------------------
 
-    def receive(self, wire: raft_pb2.RaftMessage, caller: str | None) -> bool:
+    def receive(
+        self, wire: raft_pb2.RaftMessage, caller: str | None, stream: object = None
+    ) -> bool:
         """Take one message off a stream; False when this member does not run.
 
         Args:
             wire: the message.
             caller: node id in the certificate at the other end, if known.
+            stream: which one; see :meth:`ended`.
 
         Raises:
             WireError: malformed, or sent in another manager's name.
@@ -180,8 +191,16 @@ class GrpcTransport:
             self._remember(message.sender, wire.reply_to)
         if (peer := self._peers.get(message.sender)) is not None:
             peer.heard.set()
+            self._speaking[message.sender] = stream
         self._deliver(message)
         return True
+
+    def ended(self, stream: object) -> None:
+        """A stream has ended; whoever spoke on it last, and on no later one, may be dead."""
+        for raft_id in [each for each, on in self._speaking.items() if on is stream]:
+            del self._speaking[raft_id]
+            if self._lost is not None:
+                self._lost(raft_id)
 
     # Peers ----------------------------------------------------------------------------------
 
@@ -206,6 +225,7 @@ class GrpcTransport:
 
     def _drop(self, peer: Peer) -> None:
         del self._peers[peer.raft_id]
+        self._speaking.pop(peer.raft_id, None)
         if peer.task is not None:
             peer.task.cancel()
 
@@ -266,14 +286,20 @@ class RaftServicer(raft_pb2_grpc.RaftServicer):
     ) -> raft_pb2.RaftStreamEnd:
         """Take in one manager's messages until it hangs up."""
         caller = self._identify(context) if self._identify is not None else None
-        async for wire in request_iterator:
-            try:
-                running = self._transport.receive(wire, caller)
-            except WireError as error:
-                log.warning("message.refused", reason="malformed", caller=caller, error=str(error))
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            if not running:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "This manager is not ready.")
+        stream = object()
+        try:
+            async for wire in request_iterator:
+                try:
+                    running = self._transport.receive(wire, caller, stream)
+                except WireError as error:
+                    log.warning(
+                        "message.refused", reason="malformed", caller=caller, error=str(error)
+                    )
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                if not running:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "This manager is not ready.")
+        finally:
+            self._transport.ended(stream)
         return raft_pb2.RaftStreamEnd()
 
 

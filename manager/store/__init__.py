@@ -6,7 +6,7 @@ Entry class :class:`Store`. It is the state machine of ``manager.raft``; a manag
     raft = RaftNode(machine=store, ...)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(raft.run())
-        tasks.create_task(store.run(raft.propose, raft.read_barrier))
+        tasks.create_task(store.run(raft.propose, raft.read_barrier, raft.settled))
 
 
     network = store.view.networks.find("web")  # committed, at once

@@ -157,23 +157,31 @@ class Store:
         self,
         propose: Callable[[bytes], Awaitable[Any]],
         barrier: Callable[[], Awaitable[object]] | None = None,
+        settled: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         """Write until cancelled: batch what waits, propose it, deliver the results.
 
+        Nothing is built on the state of a leader that was just elected before it has applied all
+        that earlier leaders committed.
+
         A write that was refused, or changed nothing, is not logged. Its answer is a reading of the
-        state, and a leader that was just elected, or deposed without knowing, has an old one. So it
-        is built again behind the barrier before it is told.
+        state, and a leader that was deposed without knowing has an old one. So it is built again
+        behind the barrier before it is told.
 
         Args:
             propose: commits an entry and returns what :meth:`apply` returned for it.
             barrier: waits until the state holds all that was committed before the call; None when
                 nobody else ever writes.
+            settled: waits while this manager leads and its state lacks what earlier leaders
+                committed; returns without giving way to others. None when nobody else ever writes.
         """
         self._stopped = False
         batch = _Batch()
         try:
             while True:
                 await self._arrived.wait()
+                if settled is not None:
+                    await settled()
                 self._build(batch)
                 if batch.attempts:
                     await self._propose(batch, propose)

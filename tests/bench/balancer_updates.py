@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 
 from agent.balancer import ruleset
-from agent.balancer.planner import Applied, IPAddress, plan
-from agent.balancer.table import Backend, Table
+from agent.balancer.planner import Applied, plan
+from agent.balancer.table import Backend, IPAddress, Table
 from agent.dataplane.nft import Nft
 from bench.table import Row
 

@@ -21,7 +21,7 @@ from agent.gossip.networkdb.wire import (
     encode,
 )
 from agent.gossip.node import Node
-from agent.gossip.swim import seal, wire
+from agent.gossip.swim import seal, wire, wrappers
 from agent.gossip.swim.keyring import Keyring
 from bench.table import Row
 from swarm.api.networkdb import networkdb_pb2 as pb
@@ -87,12 +87,12 @@ def events(names: list[str], count: int, start: int = 0) -> list[bytes]:
     ]
 
 
-def datagrams(parts: list[bytes]) -> list[bytes]:
-    """Return entries as sealed datagrams, as gossip sends them."""
-    ring, rng = Keyring(key_set(0)), random.Random(2)
+def datagrams(parts: list[bytes], seed: int = 2) -> list[bytes]:
+    """Return entries as sealed datagrams, as gossip sends them; never sealed alike for two seeds."""
+    ring, rng = Keyring(key_set(0)), random.Random(seed)
     return [
         seal.seal_datagram(
-            wire.with_crc(bytes((wire.Kind.USER,)) + compound(group)),
+            wrappers.with_crc(bytes((wire.Kind.USER,)) + compound(group)),
             ring,
             rng.randbytes(seal.NONCE_SIZE),
         )
@@ -116,10 +116,17 @@ def parse_only(packets: list[bytes]) -> float:
     start = time.process_time()
     for packet in packets:
         plain = seal.open_datagram_untrusted(packet, ring)
-        outer = pb.GossipMessage.FromString(plain[wire.CRC_SIZE + 1 :])
+        outer = pb.GossipMessage.FromString(plain[wrappers.CRC_SIZE + 1 :])
         for part in pb.CompoundMessage.FromString(outer.data).messages:
             pb.TableEvent.FromString(pb.GossipMessage.FromString(part.payload).data)
     return time.process_time() - start
+
+
+def strangers(node: Node, count: int) -> float:
+    """Return the processor seconds that a flood of datagrams without a valid key takes."""
+    rng = random.Random(4)
+    packets = [b"\x01" + rng.randbytes(ROOM) for _ in range(count)]
+    return feed(node, packets)
 
 
 def bulk(node: Node, names: list[str], parts: list[bytes]) -> float:
@@ -158,6 +165,7 @@ def run() -> list[Row]:
     for size in (10, 100, 1000):
         node, names = node_among(size)
         fresh = datagrams(events(names, 1000))
+        again = datagrams(events(names, 1000), seed=3)
         floor = parse_only(fresh) * 1000
         rows += [
             Row(
@@ -169,13 +177,20 @@ def run() -> list[Row]:
             ),
             Row(
                 what=f"{size} nodes known: the same 1000 again",
-                value=feed(node, fresh) * 1000,
+                value=feed(node, again) * 1000,
                 unit="ms CPU",
                 floor=floor,
                 floor_name="decrypt and parse",
             ),
         ]
     node, names = node_among(100)
+    rows.append(
+        Row(
+            what="1000 datagrams that no key opens",
+            value=strangers(node, 10_000) / 10 * 1000,
+            unit="ms CPU",
+        )
+    )
     for known in (1000, 10_000, 100_000):
         held = node.db.state.store.size
         took = bulk(node, names, events(names, known - held, held))

@@ -27,6 +27,8 @@ command                                       does
 ``crash 1`` / ``restart 1``                   lose all that was not synced / start from the disk
 ``forge from=9 to=1 term=3 Heartbeat a=1``    deliver a message nobody sent (integer fields;
                                               entries=2,2 are the terms of an append's entries)
+``lost 2 1`` / ``lost all 1``                 member 2 / everybody notices the end of the
+                                              connection on which member 1 spoke
 ``status`` / ``log 1``                        one line per member / the entries of one
 ============================================  =====================================================
 """
@@ -294,6 +296,14 @@ class Group:
             body=body,
         )
         self._call(options["to"], lambda core: core.step(message))
+
+    def _do_lost(self, arguments: list[str]) -> None:
+        gone = int(arguments[1])
+        for raft_id, place in self.places.items():
+            wanted = arguments[0] == "all" or raft_id == int(arguments[0])
+            if wanted and raft_id != gone and place.core is not None:
+                place.core.report_lost(gone)
+                self._pump(place)
 
     def _call(self, raft_id: str, what: Callable[[RaftCore], object]) -> None:
         place = self.places[int(raft_id)]

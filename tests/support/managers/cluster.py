@@ -19,6 +19,7 @@ from manager.raft import core as core_module
 from manager.raft import leader as leader_module
 from manager.raft import node as node_module
 from manager.raft import progress as progress_module
+from manager.raft import report as report_module
 from manager.raft.config import RaftConfig
 from manager.raft.core import IDLE, RaftCore
 from manager.raft.errors import RemovedError, StateLostError
@@ -132,7 +133,10 @@ class Link:
         """Everybody is reached by raft id here."""
 
     async def run(
-        self, deliver: Callable[[Message[Body]], None], unreachable: Callable[[int], None]
+        self,
+        deliver: Callable[[Message[Body]], None],
+        unreachable: Callable[[int], None],  # the world tells the core itself
+        lost: Callable[[int], None],
     ) -> None:
         """Take deliveries until cancelled."""
         self.node.mailbox = deliver
@@ -496,7 +500,7 @@ async def _main(raft: RaftNode, store: Store) -> None:
     """Run a manager's inside, as its process does."""
     async with asyncio.TaskGroup() as group:
         group.create_task(raft.run())
-        group.create_task(store.run(raft.propose, raft.read_barrier))
+        group.create_task(store.run(raft.propose, raft.read_barrier, raft.settled))
         await raft.ready()
 
 
@@ -509,7 +513,7 @@ def simulated(seed: int) -> Iterator[None]:
         for module, name, value in (
             (node_module, "RaftCore", WatchedCore),
             (node_module, "ThreadPoolExecutor", NoThread),
-            (node_module, "log", NoLog()),
+            (report_module, "log", NoLog()),
             (leader_module, "MAX_APPEND_ENTRIES", rng.choice((2, 8, 4096))),
             (core_module, "MAX_APPLY_ENTRIES", rng.choice((1, 3, 1024))),
             (progress_module, "SNAPSHOT_CHUNK_BYTES", chunk),

@@ -96,6 +96,20 @@ class Eye:
                 f"leader {process.id} of term {term} cut its log from {last_index}"
             )
             process.led = core.term, log.last_index
+            self._check_changes(process, core)
+
+    @staticmethod
+    def _check_changes(process: Process, core: RaftCore) -> None:
+        """Majorities of configurations that can be in force at once overlap only if each step waits.
+
+        For the one before it, and for the leader's own term to have begun (Ongaro's erratum of 2015).
+        """
+        log = core.log
+        open_ = [index for index, _ in log._memberships if index > log.commit]
+        assert len(open_) <= 1, f"leader {process.id} has two changes under way: {open_}"
+        assert (
+            not open_ or log.term_of(open_[0]) != core.term or log.term_of(log.commit) == core.term
+        ), f"leader {process.id} changes the group before its term began"
 
     def _watch_leader(self, process: Process, core: RaftCore, term: int) -> None:
         known = self._leaders.setdefault(term, process.id)
@@ -133,6 +147,10 @@ class Eye:
         process.seen_commit = commit
         if commit > self._highest:
             self._highest = commit
+            # An older entry on a majority may still be replaced (paper, figure 8).
+            assert core.role is not Role.LEADER or core.log.term_of(commit) == core.term, (
+                f"leader {process.id} commits {commit} by counting an older term's entry"
+            )
             self._committed_in[core.term] = commit
             self._watch_majority(core, commit)
 

@@ -49,6 +49,7 @@ class Trouble(Generic[P]):
             self._loss,
             self._stragglers,
             self._campaigns,
+            self._hang_up,
         ]
         if crashes:
             every += [self._crash, self._crash_leader, self._power_failure, self._write_and_crash]
@@ -198,6 +199,12 @@ class Trouble(Generic[P]):
         for node in self.world.running():
             if self.rng.random() < 0.8:
                 self._crash_node(node)
+
+    def _hang_up(self) -> None:
+        """End the connections of the leader, which lives."""
+        leader = self.world.leader()
+        if leader is not None:
+            self.world.hang_up(leader)
 
     def _campaigns(self) -> None:
         """Make several members campaign at the same moment, leases or not."""

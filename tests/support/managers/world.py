@@ -134,6 +134,20 @@ class World(abc.ABC, Generic[P]):
         node.up = node.paused = False
         self.end(node)
         node.core = None
+        self.hang_up(node)
+
+    def hang_up(self, node: P) -> None:
+        """End the connections on which a process spoke; whom it reaches notices, or not."""
+        for other in self.running():
+            if (node.id, other.id) not in self.blocked and self.rng.random() < 0.7:
+                self.clock.after(
+                    self.rng.randrange(1, 50), lambda other=other: self._lose(other, node)
+                )
+
+    def _lose(self, other: P, node: P) -> None:
+        if other.core is not None and not other.paused:
+            other.core.report_lost(node.id)
+            self.eye.counts["connections ended"] += 1
 
     def running(self) -> list[P]:
         """Processes that live."""

@@ -275,7 +275,7 @@ def test_a_leader_takes_in_only_so_much() -> None:
 
 def test_reads_are_bounded_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     """A member refuses its own, a leader its followers'."""
-    monkeypatch.setattr("manager.raft.core.MAX_PENDING_READS", 2)
+    monkeypatch.setattr("manager.raft.asking.MAX_PENDING_READS", 2)
     monkeypatch.setattr("manager.raft.leader.MAX_PENDING_READS", 1)
     core = _core()
     core.request_read()

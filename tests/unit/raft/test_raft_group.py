@@ -255,6 +255,47 @@ def test_nobody_speaks_in_another_managers_name() -> None:
         transport.receive(_heartbeat(), "n3")
 
 
+class _Tells:
+    """Remembers what a transport reports."""
+
+    def __init__(self) -> None:
+        self.lost: list[int] = []
+
+    def ignore(self, _: object) -> None:
+        """Not of interest."""
+
+
+async def test_a_member_whose_stream_ends_is_reported_unless_it_speaks_on_a_later_one() -> None:
+    """A stream that took the place of another says that its member lives."""
+    transport, tells = GrpcTransport(raft_id=1, addr="unix:none", channel=_dial), _Tells()
+    transport.update_members({2: Member(raft_id=2, node_id="n2", addr="unix:m2")})
+    running = asyncio.create_task(transport.run(tells.ignore, tells.ignore, lost=tells.lost.append))
+    await asyncio.sleep(0)
+    first, second = object(), object()
+    transport.receive(_heartbeat(), "n2", first)
+    transport.receive(_heartbeat(), "n2", second)
+    transport.ended(first)
+    assert tells.lost == []
+    transport.ended(second)
+    transport.ended(second)
+    assert tells.lost == [2]
+    running.cancel()
+    await asyncio.wait([running])
+
+
+@pytest.mark.slow
+async def test_a_leader_that_dies_is_replaced_before_an_election_time_is_over(
+    tmp_path: Path,
+) -> None:
+    """The others notice the end of its streams."""
+    async with _group(tmp_path) as managers:
+        rest = managers[1:]
+        started = max(each.node._running().ticks for each in rest)
+        await managers[0].stop()
+        await _until(lambda: _leader(rest) is not None, rest)
+        assert max(each.node._running().ticks for each in rest) - started < CONFIG.election_ticks
+
+
 @pytest.mark.slow
 async def test_malformed_streams_are_ended_with_a_reason(tmp_path: Path) -> None:
     """The manager itself is not impressed."""

@@ -6,11 +6,21 @@ import ast
 from pathlib import Path
 
 import manager.raft
-from manager.raft.core import HANDLERS, TRANSITIONS
+from manager.raft.core import TRANSITIONS
 from manager.raft.events import Role
+from manager.raft.intake import HANDLERS
 
 PACKAGE = Path(next(iter(manager.raft.__path__)))
-SHELL = {"node.py", "transport.py", "storage.py", "keys.py", "codec.py", "__init__.py"}
+SHELL = {
+    "__init__.py",
+    "codec.py",
+    "keys.py",
+    "node.py",
+    "report.py",
+    "storage.py",
+    "transport.py",
+    "waiting.py",
+}
 FORBIDDEN = {"asyncio", "logging", "os", "secrets", "socket", "sqlite3", "structlog", "time"}
 
 

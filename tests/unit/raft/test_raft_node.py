@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -25,7 +26,8 @@ from manager.raft.errors import (
 from manager.raft.events import Role
 from manager.raft.membership import Member
 from manager.raft.messages import Batch, Body, Message, Stored
-from manager.raft.node import RaftNode, RaftStatus
+from manager.raft.node import RaftNode
+from manager.raft.status import RaftStatus
 from manager.raft.storage import DATABASE, Identity, SqliteStorage
 from swarm.errors import ConflictError, InvalidArgumentError, InvariantError, UnavailableError
 
@@ -69,7 +71,10 @@ class _Nowhere:
         assert len(members) <= 1
 
     async def run(
-        self, deliver: Callable[[Message[Body]], None], unreachable: Callable[[int], None]
+        self,
+        deliver: Callable[[Message[Body]], None],
+        unreachable: Callable[[int], None],
+        lost: Callable[[int], None],
     ) -> None:
         """Wait for the end."""
         await asyncio.Event().wait()
@@ -82,6 +87,9 @@ class _Counting:
         self.inner = inner
         self.saves: list[Batch] = []
         self.failing = False
+        self.free = threading.Event()
+        self.free.set()
+        self.held: tuple[int, Callable[[], None]] | None = None
 
     def load(self) -> Stored:
         """Pass on."""
@@ -96,6 +104,9 @@ class _Counting:
         if self.failing:
             raise StorageError("The disk is full.")
         self.saves.append(batch)
+        if self.held is not None and len(self.saves) == self.held[0]:
+            self.held[1]()
+            self.free.wait()
         self.inner.save(batch)
 
 
@@ -146,6 +157,48 @@ async def test_a_group_of_one_leads_without_waiting_for_a_tick(tmp_path: Path) -
         assert node.status.role is Role.LEADER
         assert node.status.leader_id == 7
         assert len(storage.saves) == 3  # configuration, vote, first entry of the term
+
+
+async def test_a_leader_has_settled_once_the_first_entry_of_its_term_is_applied(
+    tmp_path: Path,
+) -> None:
+    """Whoever would write on its state waits until it shows what earlier leaders committed."""
+    async with _running(tmp_path) as (node, _, _):
+        await node.propose(b"one")
+    node, machine, storage = _node(tmp_path, replace(CONFIG, tick_seconds=3600.0))
+    loop, leads = asyncio.get_running_loop(), asyncio.Event()
+    storage.free.clear()
+    storage.held = 2, lambda: loop.call_soon_threadsafe(leads.set)  # vote, first entry of the term
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        await node.settled()  # it does not run
+        running = tasks.create_task(node.run())
+        await leads.wait()
+        assert node.status.role is Role.LEADER
+        settling = tasks.create_task(node.settled())
+        await asyncio.sleep(0)
+        assert not settling.done()
+        storage.free.set()
+        await settling
+        assert machine.words == ["one"]
+        running.cancel()
+
+
+async def test_whoever_waits_for_a_term_learns_that_the_node_ended(tmp_path: Path) -> None:
+    """Then the next call says why."""
+    node, _, storage = _node(tmp_path, replace(CONFIG, tick_seconds=3600.0))
+    loop, leads = asyncio.get_running_loop(), asyncio.Event()
+    storage.free.clear()
+    storage.held = 3, lambda: loop.call_soon_threadsafe(leads.set)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(node.run())
+        await leads.wait()
+        settling = tasks.create_task(node.settled())
+        await asyncio.sleep(0)
+        running.cancel()
+        storage.free.set()
+        await settling
+    with pytest.raises(UnavailableError):
+        await node.propose(b"x")
 
 
 async def test_concurrent_proposals_share_transactions(tmp_path: Path) -> None:

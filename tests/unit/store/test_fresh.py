@@ -26,6 +26,8 @@ class Group:
         self.foreign: list[Node] = []
         self.barriers = 0
         self.failure: SwarmError | None = None
+        self.began = asyncio.Event()
+        self.began.set()
 
     def catch_up(self) -> None:
         """Apply what others have committed."""
@@ -55,13 +57,18 @@ class Group:
             raise self.failure
         self.catch_up()
 
+    async def settled(self) -> None:
+        """Wait until this manager's term has begun."""
+        while not self.began.is_set():
+            await self.began.wait()
+
 
 @asynccontextmanager
 async def running() -> AsyncIterator[Group]:
     """Run a store over a group."""
     group = Group()
     async with asyncio.TaskGroup() as tasks:
-        writer = tasks.create_task(group.store.run(group.propose, group.barrier))
+        writer = tasks.create_task(group.store.run(group.propose, group.barrier, group.settled))
         try:
             yield group
         finally:
@@ -117,3 +124,25 @@ async def test_a_refusal_that_nobody_confirms_is_not_told() -> None:
         group.failure = QuorumLostError("nobody answers")
         with pytest.raises(QuorumLostError):
             await group.store.transact(lambda tx: tx.delete(tx.nodes.require("n1")))
+
+
+async def test_nothing_is_built_before_the_term_has_begun() -> None:
+    """A write that would succeed on an old state decides by the new one too."""
+    built: list[int] = []
+
+    def build(tx: Transaction) -> None:
+        built.append(len(tx.nodes))
+        tx.create(Node(id=f"n{len(tx.nodes) + 1}"))
+
+    async with running() as group:
+        group.began.clear()
+        group.foreign.append(Node(id="n1"))
+        writing = asyncio.create_task(group.store.transact(build))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert built == []
+        group.catch_up()
+        group.began.set()
+        await writing
+        assert built == [1]
+        assert [node.id for node in group.store.view.nodes] == ["n1", "n2"]

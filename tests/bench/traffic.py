@@ -1,0 +1,136 @@
+"""Throughput and latency of an overlay against a bare VXLAN that is made by hand.
+
+Both join two namespaces over the same underlay (a veth), in turns. The hand-made one is what a person with
+``ip`` would make: a VXLAN device in each namespace, its remote fixed, no router, no rules.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from netns.dataplane.conftest import World, network_of
+
+from bench.table import Row, progress
+
+ROUNDS = 7
+SECONDS = 1.5
+PINGS = 1500
+PORT = 4795
+"""UDP port of the hand-made tunnel; ours has its own."""
+
+
+def run() -> Sequence[Row]:
+    """Measure TCP, UDP and round trips, in turns."""
+    with tempfile.TemporaryDirectory(prefix="swarm-bench-") as folder:
+        world = World(Path(folder))
+        try:
+            ours, bare = overlay(world), by_hand(world)
+            return [*compare("", ours, bare, "a VXLAN made by hand")]
+        finally:
+            world.close()
+
+
+def overlay(world: World, **more: Any) -> tuple[Any, Any, str]:
+    """Return two containers on our overlay, on two nodes, and the second one's address."""
+    net = network_of(1, **more)
+    one, two = world.pair()
+    for node in (one, two):
+        node.plane("put_network", net)
+    first = world.plug(one, net, "10.0.1.2/24")
+    second = world.plug(two, net, "10.0.1.3/24")
+    world.gossip()
+    return first, second, "10.0.1.3"
+
+
+def by_hand(world: World, mtu: int = 1450) -> tuple[Any, Any, str]:
+    """Return two namespaces joined by VXLAN between the same nodes, and the second one's address."""
+    nodes, boxes = world.nodes[-2:], (world.box(), world.box())
+    for i, box in enumerate(boxes):
+        here, there = nodes[i], nodes[1 - i]
+        here.sh(
+            f"ip link add vxb type vxlan id 99 dstport {PORT} local {here.vtep} "
+            f"remote {there.vtep} nolearning; ip link set vxb address 02:00:00:00:00:0{i + 1} "
+            f"mtu {mtu} netns {box.process.pid}"
+        )
+        box.sh(
+            f"ip link set lo up; ip addr add 10.99.0.{i + 1}/24 dev vxb; ip link set vxb up; "
+            f"ip neigh add 10.99.0.{2 - i} lladdr 02:00:00:00:00:0{2 - i} dev vxb"
+        )
+    return (*boxes, "10.99.0.2")
+
+
+def compare(
+    kind: str, ours: tuple[Any, Any, str], bare: tuple[Any, Any, str], floor_name: str
+) -> list[Row]:
+    """Measure both in turns and return the rows."""
+    rows: list[Row] = []
+    measures: tuple[tuple[str, str, Callable[..., float], bool], ...] = (
+        ("TCP, one stream", "Gbit/s", tcp, True),
+        ("UDP of 1400 bytes, received", "kpacket/s", udp, True),
+        ("round trip", "us", round_trip, False),
+    )
+    for what, unit, measure, more_is_better in measures:
+        pairs: list[tuple[float, float]] = []
+        for turn in range(ROUNDS):
+            order = (ours, bare) if turn % 2 else (bare, ours)
+            found = {id(one): measure(*one) for one in order}
+            pairs.append((found[id(ours)], found[id(bare)]))
+        mine, theirs = (sorted(values) for values in zip(*pairs, strict=True))
+        share = statistics.median(
+            (one / other if more_is_better else other / one) for one, other in pairs
+        )
+        progress(f"{kind}{what}: {statistics.median(mine):.2f} {unit}, {share:.3f} of the floor")
+        rows += [
+            Row(
+                what=f"{kind}{what}",
+                value=statistics.median(mine),
+                best=mine[-1] if more_is_better else mine[0],
+                worst=mine[0] if more_is_better else mine[-1],
+                count=ROUNDS,
+                unit=unit,
+                floor=statistics.median(theirs),
+                floor_name=floor_name,
+            ),
+            Row(
+                what=f"{kind}{what}: median share of the floor, turn by turn",
+                value=share,
+                unit="",
+                count=ROUNDS,
+                goal=">= 0.97",
+            ),
+        ]
+    return rows
+
+
+def tcp(first: Any, second: Any, address: str) -> float:
+    """Return Gbit/s that arrived in one TCP stream."""
+    result = _iperf(first, second, address, "-t", str(SECONDS), "-O", "0.3")
+    return float(result["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+def udp(first: Any, second: Any, address: str) -> float:
+    """Return thousands of datagrams a second that arrived of as many as could be sent."""
+    end = _iperf(first, second, address, "-u", "-b", "0", "-l", "1400", "-t", str(SECONDS))["end"]
+    whole = end["sum"]
+    return float(whole["packets"] - whole["lost_packets"]) / float(whole["seconds"]) / 1000
+
+
+def round_trip(first: Any, _second: Any, address: str) -> float:
+    """Return the average round trip in microseconds."""
+    text = first.sh(f"ping -n -q -f -c {PINGS} {address}")
+    return 1000 * float(text.rsplit("=", 1)[1].split("/")[1])
+
+
+def _iperf(first: Any, second: Any, address: str, *words: str) -> dict[str, Any]:
+    pid = second.call("start", ["iperf3", "-s", "-1", "--forceflush", "-B", address])
+    try:
+        text = first.call("patiently", ["iperf3", "-J", "-c", address, *words])
+    finally:
+        second.call("await_end", pid)
+    found: dict[str, Any] = json.loads(text)
+    return found
