@@ -200,6 +200,11 @@ def _gossip(gossip: Gossip) -> Iterator[Metric]:
     yield _counter(
         "gossip_stalled_seconds", "Seconds this process should have run and did not.", stats.stalled
     )
+    yield _counter(
+        "gossip_trimmed_exchanges",
+        "Full exchanges that could not hold every attachment.",
+        stats.trimmed,
+    )
     yield _gauge("gossip_pending_syncs", "Bulk syncs whose reply is awaited.", stats.pending_syncs)
     yield _gauge(
         "gossip_largest_frame_bytes",
@@ -212,6 +217,7 @@ def _gossip(gossip: Gossip) -> Iterator[Metric]:
         ("role", "fingerprint"),
         dict.fromkeys(zip(_KEY_ROLES, stats.keys, strict=True), 1.0),
     )
+    yield from _gossip_networks(gossip)
     tables = gossip.tables()
     yield _gauges(
         "gossip_table_entries",
@@ -240,6 +246,38 @@ def _gossip(gossip: Gossip) -> Iterator[Metric]:
         "Own entries a member did not hold at that comparison.",
         ("peer",),
         {(each.name,): float(each.lacking) for each in compared},
+    )
+
+
+def _gossip_networks(gossip: Gossip) -> Iterator[Metric]:
+    networks = gossip.network_states()
+    yield _gauges(
+        "gossip_network_peers",
+        "Active nodes on a network besides this one.",
+        ("network",),
+        {(each.id,): float(each.peers) for each in networks},
+    )
+    yield _gauges(
+        "gossip_network_in_sync",
+        "Whether the first bulk syncs of a network are done.",
+        ("network",),
+        {(each.id,): float(each.in_sync) for each in networks},
+    )
+    yield _counters(
+        "gossip_network_syncs",
+        "Bulk syncs that a peer has answered.",
+        ("network",),
+        {(each.id,): float(each.syncs) for each in networks},
+    )
+    yield _gauges(
+        "gossip_network_queue_messages",
+        "Events of a network that wait to be passed on.",
+        ("network", "queue"),
+        {
+            (each.id, queue): float(count)
+            for each in networks
+            for queue, count in (("own", each.own_queue), ("relayed", each.relay_queue))
+        },
     )
 
 

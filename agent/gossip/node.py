@@ -108,15 +108,23 @@ class Node:
         """
         return self.swim.decode_stream(header, body)
 
-    def serve_stream(self, message: wire.StreamMessage, now: float) -> bytes | None:
-        """Take a request from a stream; return the frame to answer with, if any."""
-        self.timers.advance(now)
-        return self.swim.serve_stream(message)
+    def serve_stream(self, message: wire.StreamMessage, sealed: bytes, now: float) -> bytes | None:
+        """Take a request from a stream; return the frame to answer with, if any.
 
-    def stream_reply(self, token: int, message: wire.StreamMessage, now: float) -> None:
-        """Take the reply to a Dial."""
+        Args:
+            message: what the frame held.
+            sealed: the frame, or as much of its end as tells it from others.
+            now: the time.
+        """
         self.timers.advance(now)
-        self.swim.stream_reply(token, message)
+        return self.swim.serve_stream(message, sealed)
+
+    def stream_reply(
+        self, token: int, message: wire.StreamMessage, sealed: bytes, now: float
+    ) -> None:
+        """Take the reply to a Dial; ``sealed`` as in :meth:`serve_stream`."""
+        self.timers.advance(now)
+        self.swim.stream_reply(token, message, sealed)
 
     def stream_sent(self, token: int, now: float) -> None:
         """Hear that a Dial without reply is done."""
@@ -184,6 +192,10 @@ class Node:
     def seeds(self) -> tuple[tuple[str, int], ...]:
         """The addresses that should be members, this node's own left out."""
         return self._seeds
+
+    def knows_host(self, host: str) -> bool:
+        """Tell whether a member is or was lately at a host, or one of the seeds is."""
+        return self.db.state.peers.at_host(host) or any(host == seed for seed, _ in self._seeds)
 
     def entries(self, table: str, network: str) -> dict[str, Entry]:
         """Return the visible entries of one table on one network, own ones included."""

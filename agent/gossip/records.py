@@ -46,6 +46,21 @@ class PortConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Balancing:
+    """How flows are spread over a service's backends.
+
+    Attributes:
+        weight: share of this backend, from 1.
+        sticky: a client keeps its backend.
+        prefer_local: backends of the client's own node come first.
+    """
+
+    weight: int = 1
+    sticky: bool = False
+    prefer_local: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointRecord:
     """What an endpoint is called, and which service it serves.
 
@@ -59,6 +74,7 @@ class EndpointRecord:
         aliases: further names of the service on this network.
         task_aliases: further names of this endpoint alone.
         service_disabled: draining: out of names and balancing, yet still there.
+        balancing: None for the usual; engines neither write nor read it.
     """
 
     name: str
@@ -70,9 +86,11 @@ class EndpointRecord:
     aliases: tuple[str, ...] = ()
     task_aliases: tuple[str, ...] = ()
     service_disabled: bool = False
+    balancing: Balancing | None = None
 
     def encode(self) -> bytes:
         """Return the value to put into the endpoint table."""
+        balancing = self.balancing
         return endpoint_pb2.EndpointRecord(
             name=self.name,
             service_name=self.service_name,
@@ -91,6 +109,13 @@ class EndpointRecord:
             aliases=self.aliases,
             task_aliases=self.task_aliases,
             service_disabled=self.service_disabled,
+            balancing=None
+            if balancing is None
+            else endpoint_pb2.Balancing(
+                weight=balancing.weight,
+                sticky=balancing.sticky,
+                prefer_local=balancing.prefer_local,
+            ),
         ).SerializeToString(deterministic=True)
 
 
@@ -144,6 +169,7 @@ def decode_endpoint_untrusted(value: bytes) -> EndpointRecord:
         aliases=tuple(_text(alias) for alias in message.aliases),
         task_aliases=tuple(_text(alias) for alias in message.task_aliases),
         service_disabled=message.service_disabled,
+        balancing=_balancing(message.balancing) if message.HasField("balancing") else None,
     )
 
 
@@ -185,6 +211,12 @@ def is_draining(table: str, value: bytes) -> bool:
         return decode_endpoint_untrusted(value).service_disabled
     except WireError:
         return False
+
+
+def _balancing(message: endpoint_pb2.Balancing) -> Balancing:
+    return Balancing(
+        weight=max(message.weight, 1), sticky=message.sticky, prefer_local=message.prefer_local
+    )
 
 
 def _port(port: endpoint_pb2.PortConfig) -> PortConfig:

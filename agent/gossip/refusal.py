@@ -9,9 +9,14 @@ class Refusal(StrEnum):
     """Cause of a refused message, part of a message, or stream."""
 
     UNDECRYPTABLE = "undecryptable"  # no installed key opens it, or a foreign label
+    REPLAYED = "replayed"  # the very bytes that were opened before
     MALFORMED = "malformed"  # opened, but not what the protocol allows
     TRUNCATED = "truncated"  # tail of a compound message cut off
     WRONG_NODE = "wrong_node"  # a ping for another name
+    STREAMS_FULL = "streams_full"  # more streams at once than are served, of one host or in all
+    UNFINISHED = (
+        "unfinished"  # a stream that ended or stalled before its request was read and answered
+    )
     OVERFLOW = "overflow"  # more waits to be worked on than is reasonable
     ADDRESS = "address"  # not a usable address or port
     ADDRESS_CONFLICT = "address_conflict"  # a known name at another address

@@ -1,7 +1,8 @@
 """Sockets and time for one :class:`~agent.gossip.node.Node`.
 
 One task drives the core; every datagram is handed to it as it arrives, so that probes are answered
-before anything else happens; every stream has a task of its own in the same group.
+before anything else happens; every stream (:mod:`agent.gossip.streams`) has a task of its own in the
+same group.
 """
 
 from __future__ import annotations
@@ -13,20 +14,23 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import structlog
 
+from agent.gossip import status
 from agent.gossip.changes import ChangeKind, Entry, TableChange
 from agent.gossip.config import LAN, LOCAL, GossipConfig, Timing
 from agent.gossip.node import Node, random_name
 from agent.gossip.outputs import Datagram, Dial, Output, Trace
 from agent.gossip.refusal import Refusal
-from agent.gossip.swim import membership, seal, wire
+from agent.gossip.status import GossipStats, Member, NetworkStatus, TableStatus
+from agent.gossip.streams import Streams
+from agent.gossip.swim import seal
 from agent.gossip.swim.keyring import GossipKey
 from agent.gossip.swim.wire import State
-from swarm.errors import HostError, InvariantError, WireError
+from swarm.errors import HostError, InvariantError
 
 __all__ = [
     "LAN",
@@ -45,108 +49,15 @@ __all__ = [
     "Timing",
 ]
 
-MAX_STREAMS: Final = 128  # served at once; and as many dialled
-MAX_STREAMS_PER_HOST: Final = 16  # nobody keeps the others out by holding connections open
-MAX_LARGE_STREAMS: Final = 4  # of those with members, how many may hold more than LARGE bytes
-LARGE: Final = 1 << 20
-THREADED: Final = 64 << 10  # frames above it are decrypted and unfolded beside the loop
 RECEIVE_BUFFER: Final = 4 << 20
 REPORT_INTERVAL: Final = 60.0
 LINGER: Final = 1.0  # seconds in which a node that left still answers
 
 ORDINARY: Final = frozenset(
-    {Refusal.UNKNOWN_NODE, Refusal.NOT_ATTACHED, Refusal.WRONG_NODE}
+    {Refusal.UNKNOWN_NODE, Refusal.NOT_ATTACHED, Refusal.WRONG_NODE, Refusal.UNFINISHED}
 )  # refusals that come with reordering and restarts, and call for nobody
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """One node of the cluster as membership sees it, this one included.
-
-    Attributes:
-        incarnation: raised by the node itself whenever it refutes.
-        networks: how many it takes part in.
-        compared: seconds since own entries were last compared with what it holds; None: never.
-        entries: how many were compared then.
-        lacking: how many of them it did not hold as they are; they were published again.
-    """
-
-    name: str
-    host: str
-    port: int
-    state: State
-    incarnation: int = 0
-    networks: int = 0
-    compared: float | None = None
-    entries: int = 0
-    lacking: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableStatus:
-    """How many entries one table of one network has; see :class:`GossipStats` for the sum."""
-
-    network: str
-    table: str
-    visible: int
-    own: int
-    tombstones: int
-    hidden: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkStatus:
-    """One network this node takes part in.
-
-    Attributes:
-        peers: active nodes on it besides this one.
-        in_sync: its first bulk syncs are done.
-        syncs: bulk syncs that a peer has answered since this node joined it.
-        own_queue: own events that wait to be passed on.
-        relay_queue: others' events that do.
-    """
-
-    id: str
-    peers: int
-    in_sync: bool
-    syncs: int
-    own_queue: int
-    relay_queue: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GossipStats:
-    """Figures for operators.
-
-    Attributes:
-        queues: waiting messages by queue: ``membership``, ``events``, ``own``, ``relayed``, ``early``.
-        refused: refused input by cause (see :class:`agent.gossip.refusal.Refusal`).
-        health: Lifeguard's score; 0 is well.
-        keys: fingerprints of the previous, the sending and the next key.
-        entries: entries held, tombstones and hidden ones included.
-        pending_syncs: bulk syncs whose reply is awaited.
-        stalled: seconds this process did not run when it should have.
-        dropped: events that queues had no room for.
-        trimmed: full exchanges that could not hold every attachment.
-        traffic: datagrams, streams and bytes, by what and direction: ``datagrams_sent``,
-            ``datagram_bytes_sent``, ``streams_dialled``, ``stream_bytes_sent``, the same received
-            (``streams_served``).
-        largest_frame: bytes of the largest stream message so far; engines refuse above 20 MiB.
-    """
-
-    queues: dict[str, int]
-    refused: dict[str, int]
-    health: int
-    keys: tuple[str, ...]
-    entries: int
-    pending_syncs: int
-    stalled: float
-    dropped: int
-    trimmed: int
-    traffic: dict[str, int]
-    largest_frame: int
 
 
 class Gossip:
@@ -184,13 +95,16 @@ class Gossip:
         self._wake = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._datagrams: asyncio.DatagramTransport | None = None
-        self._serving: Counter[str] = Counter()
-        self._dialling = asyncio.Semaphore(MAX_STREAMS)
-        self._large = asyncio.Semaphore(MAX_LARGE_STREAMS)
-        self._strange = asyncio.Semaphore(1)
         self._traffic: Counter[str] = Counter()
-        self._largest = 0
         self._log = log.bind(component="agent/gossip", node=self._node.name)
+        self._streams = Streams(
+            self._node,
+            config,
+            traffic=self._traffic,
+            spawn=self._spawn,
+            acted=self._acted,
+            log=self._log,
+        )
 
     @property
     def node_name(self) -> str:
@@ -216,7 +130,7 @@ class Gossip:
                 self._datagrams, _ = await loop.create_datagram_endpoint(
                     lambda: _Datagrams(self._receive), sock=datagram_socket
                 )
-                server = await asyncio.start_server(self._accept, sock=stream_socket)
+                server = await asyncio.start_server(self._streams.accept, sock=stream_socket)
                 try:
                     self._node.start(loop.time())
                     self._log.info(
@@ -303,28 +217,7 @@ class Gossip:
 
     def members(self) -> tuple[Member, ...]:
         """Return every known node, this one included, in order of names."""
-        return tuple(self._member(m) for m in sorted(self._node.swim.members, key=lambda m: m.name))
-
-    def _member(self, member: membership.Member) -> Member:
-        db = self._node.db
-        peer = db.state.peers.get(member.name)
-        if peer is None:
-            mine = member.name == self._node.name
-            networks = sum(not own.leaving for own in db.state.own.values()) if mine else 0
-        else:
-            networks = sum(not each.leaving for each in peer.attachments.values())
-        compared = None if peer is None else peer.compared
-        return Member(
-            name=member.name,
-            host=member.host,
-            port=member.port,
-            state=member.state,
-            incarnation=member.incarnation,
-            networks=networks,
-            compared=None if compared is None else self._node.timers.now - compared.at,
-            entries=0 if compared is None else compared.entries,
-            lacking=0 if compared is None else compared.lacking,
-        )
+        return status.members(self._node)
 
     def seeds(self) -> tuple[tuple[str, int], ...]:
         """Return the addresses that should be members."""
@@ -332,41 +225,11 @@ class Gossip:
 
     def tables(self) -> tuple[TableStatus, ...]:
         """Return the sizes of all tables of all networks; walks over every entry."""
-        found: dict[tuple[str, str], Counter[str]] = {}
-        for network, place, entry in self._node.db.state.store.items():
-            counts = found.setdefault((network, place.table), Counter())
-            if entry.visible:
-                counts["visible"] += 1
-                counts["own"] += entry.owner == self._node.name
-            else:
-                counts["tombstones" if entry.deleted else "hidden"] += 1
-        return tuple(
-            TableStatus(
-                network=network,
-                table=table,
-                visible=counts["visible"],
-                own=counts["own"],
-                tombstones=counts["tombstones"],
-                hidden=counts["hidden"],
-            )
-            for (network, table), counts in sorted(found.items())
-        )
+        return status.tables(self._node)
 
     def network_states(self) -> tuple[NetworkStatus, ...]:
         """Return how this node stands on each network it takes part in."""
-        db = self._node.db
-        return tuple(
-            NetworkStatus(
-                id=network,
-                peers=len(db.state.peers.on(network)),
-                in_sync=own.in_sync,
-                syncs=own.syncs,
-                own_queue=len(own.ours),
-                relay_queue=len(own.relayed),
-            )
-            for network, own in sorted(db.state.own.items())
-            if not own.leaving
-        )
+        return status.network_states(self._node)
 
     def networks(self) -> dict[str, tuple[str, ...]]:
         """Return the networks this node takes part in, each with its active peers' names."""
@@ -379,32 +242,7 @@ class Gossip:
 
     def stats(self) -> GossipStats:
         """Return figures for operators."""
-        core, db = self._node.swim, self._node.db
-        refused = dict(core.refusals.counts)
-        for cause, count in db.refusals.counts.items():
-            refused[cause] = refused.get(cause, 0) + count
-        return GossipStats(
-            queues={
-                "membership": len(core.queue),
-                "events": len(db.publisher.queue),
-                "own": sum(len(own.ours) for own in db.state.own.values()),
-                "relayed": sum(len(own.relayed) for own in db.state.own.values()),
-                "early": len(db.early),
-            },
-            refused=refused,
-            health=core.awareness.score,
-            keys=self._node.keyring.fingerprints(),
-            entries=db.state.store.size,
-            pending_syncs=len(db.exchange.pending),
-            stalled=self._node.timers.stalled,
-            dropped=core.queue.dropped
-            + db.publisher.queue.dropped
-            + db.early.dropped
-            + sum(own.ours.dropped + own.relayed.dropped for own in db.state.own.values()),
-            trimmed=db.trimmed,
-            traffic=dict(self._traffic),
-            largest_frame=self._largest,
-        )
+        return status.figures(self._node, self._streams.traffic, self._streams.largest)
 
     # -- driving ---------------------------------------------------------------------------
 
@@ -422,6 +260,10 @@ class Gossip:
         self._traffic["datagrams_received"] += 1
         self._traffic["datagram_bytes_received"] += len(data)
         self._node.receive_datagram(data, host, port, self._now())
+        self._acted()
+
+    def _acted(self) -> None:
+        """See to the consequences of what the core was given: answers at once, the rest soon."""
         self._flush()
         self._wake.set()
 
@@ -459,7 +301,7 @@ class Gossip:
                 except ValueError as error:  # uvloop, about an address of the other family
                     self._log.debug("gossip.datagram.unsendable", reason=str(error))
             case Dial():
-                self._spawn(self._dial(output))
+                self._spawn(self._streams.dial(output))
             case Trace():
                 getattr(self._log, output.level)(output.event, **output.data)
 
@@ -483,29 +325,6 @@ class Gossip:
             if stats.health or not ORDINARY.issuperset(fresh):
                 self._log.warning("gossip.health.poor", refused=fresh, health=stats.health)
 
-    # -- streams ---------------------------------------------------------------------------
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = writer.get_extra_info("peername")
-        host = str(peer[0]) if peer else ""
-        full = self._serving.total() >= MAX_STREAMS or self._serving[host] >= MAX_STREAMS_PER_HOST
-        if self._group is None or full:
-            writer.close()
-            return
-        self._serving[host] += 1
-        task = self._spawn(self._serve(reader, writer, host))
-        if task is None:
-            self._served(writer, host)
-        else:
-            # Not in the task itself: one that is cancelled before its first step never gets there.
-            task.add_done_callback(lambda _: self._served(writer, host))
-
-    def _served(self, writer: asyncio.StreamWriter, host: str) -> None:
-        self._serving[host] -= 1
-        if not self._serving[host]:
-            del self._serving[host]
-        _finish(writer)
-
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None] | None:
         """Run something beside the driver; return None when that is ending already."""
         try:
@@ -516,97 +335,6 @@ class Gossip:
         work.close()
         return None
 
-    async def _serve(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str
-    ) -> None:
-        """Answer one request; one request per connection."""
-        writer.transport.set_write_buffer_limits(0)  # drained means sent
-        try:
-            async with asyncio.timeout(self._config.timing.stream_timeout):
-                self._traffic["streams_served"] += 1
-                message = await self._read(reader, label=self._config.label, host=host)
-                reply = self._node.serve_stream(message, self._now())
-                self._flush()
-                self._wake.set()
-                if reply is not None:
-                    self._frame_sent(reply, host)
-                    writer.write(reply)
-                    await writer.drain()
-        except WireError as error:
-            self._log.debug("gossip.stream.refused", reason=str(error))
-        except (OSError, EOFError, TimeoutError) as error:
-            self._log.debug("gossip.stream.broken", reason=repr(error))
-
-    async def _dial(self, dial: Dial) -> None:
-        """Send one request, and hand its outcome to the core."""
-        try:
-            async with asyncio.timeout(dial.timeout), self._dialling:
-                reader, writer = await asyncio.open_connection(dial.host, dial.port)
-                writer.transport.set_write_buffer_limits(0)  # drained means sent
-                try:
-                    self._traffic["streams_dialled"] += 1
-                    self._frame_sent(dial.frame, dial.host)
-                    writer.write(dial.frame)
-                    await writer.drain()
-                    if dial.reply:
-                        message = await self._read(reader, label=b"", host=dial.host)
-                        self._node.stream_reply(dial.token, message, self._now())
-                    else:
-                        # The other side closes once it has read everything.
-                        writer.write_eof()
-                        await reader.read(1)
-                        self._node.stream_sent(dial.token, self._now())
-                finally:
-                    _finish(writer)
-        except (WireError, OSError, EOFError, TimeoutError) as error:
-            self._node.stream_failed(dial.token, str(error) or repr(error), self._now())
-        self._flush()
-        self._wake.set()
-
-    def _frame_sent(self, frame: bytes, host: str) -> None:
-        self._traffic["stream_bytes_sent"] += len(frame)
-        self._note_size(len(frame), host, sent=True)
-
-    def _note_size(self, size: int, host: str, *, sent: bool) -> None:
-        """Say early that messages near the size at which every engine refuses them."""
-        if size > self._largest:
-            if size > seal.LARGE_FRAME:
-                self._log.warning(
-                    "gossip.frame.large", size=size, limit=seal.MAX_FRAME, peer=host, sent=sent
-                )
-            self._largest = size
-
-    async def _read(
-        self, reader: asyncio.StreamReader, *, label: bytes, host: str
-    ) -> wire.StreamMessage:
-        """Read one frame; large ones take turns and are unfolded beside the loop.
-
-        Nothing is known of a sender before its whole frame is there. So hosts that are no members
-        share one turn among them: whoever fills it keeps no member waiting.
-        """
-        if label:
-            start = await reader.readexactly(2 + len(label))
-            seal.label_size_untrusted(start, label=label)
-        header = await reader.readexactly(seal.FRAME_HEADER_SIZE)
-        size = seal.frame_size_untrusted(header)
-        if size <= THREADED:
-            return self._node.decode_stream(header, await self._body(reader, size, host))
-        if size <= LARGE:
-            body = await self._body(reader, size, host)
-            return await asyncio.to_thread(self._node.decode_stream, header, body)
-        async with self._large if self._is_member(host) else self._strange:
-            body = await self._body(reader, size, host)
-            return await asyncio.to_thread(self._node.decode_stream, header, body)
-
-    async def _body(self, reader: asyncio.StreamReader, size: int, host: str) -> bytes:
-        body = await reader.readexactly(size)
-        self._traffic["stream_bytes_received"] += size
-        self._note_size(size, host, sent=False)
-        return body
-
-    def _is_member(self, host: str) -> bool:
-        return any(m.host == host and not m.gone for m in self._node.swim.members)
-
 
 class _Datagrams(asyncio.DatagramProtocol):
     """Hands datagrams on; errors of single ones (a closed port) mean nothing here."""
@@ -616,14 +344,6 @@ class _Datagrams(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         self._receive(data, addr[0], addr[1])
-
-
-def _finish(writer: asyncio.StreamWriter) -> None:
-    """Close a stream; what a peer did not take in time must not wait for it for ever."""
-    if writer.transport.get_write_buffer_size():
-        writer.transport.abort()
-    else:
-        writer.close()
 
 
 def _bind(host: str, port: int) -> tuple[socket.socket, socket.socket]:

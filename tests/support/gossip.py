@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from swarm.errors import WireError
 
 PORT = 7946
 TABLE = "endpoint_table"
+LATE = 3.0  # seconds by which a datagram in disorder is late at most
 
 
 def key_set(generation: int) -> list[GossipKey]:
@@ -78,11 +80,16 @@ class Traffic:
 class Simulation:
     """Hosts, the network between them, and the virtual clock."""
 
-    def __init__(self, seed: int, *, timing: Timing = LAN, loss: float = 0.0) -> None:
-        print(f"seed {seed}")  # noqa: T201  # shown when a test fails
+    def __init__(
+        self, seed: int, *, timing: Timing = LAN, loss: float = 0.0, disorder: float = 0.0
+    ) -> None:
+        print(f"seed {seed}", file=sys.stderr)  # noqa: T201  # shown when a test fails
         self.rng = random.Random(seed)
         self.now = 1000.0
         self.loss = loss
+        self.disorder = (
+            disorder  # share of datagrams that come seconds late, and of those that come twice
+        )
         self.timing = timing
         self.hosts: dict[str, Host] = {}
         self.cuts: set[tuple[str, str]] = set()
@@ -329,6 +336,9 @@ class Simulation:
         self.largest = max(self.largest, len(output.data))
         if self.rng.random() < self.loss:
             return
+        late = 0.0
+        if self.disorder and self.rng.random() < self.disorder:
+            late = self.rng.random() * LATE
 
         def arrive() -> None:
             host = self._reach(sender.address, output.host)
@@ -340,7 +350,9 @@ class Simulation:
             host.node.receive_datagram(output.data, sender.address, PORT, self.now + host.clock)
             self._after_event(host)
 
-        self._at(self.now + self._latency(), arrive)
+        self._at(self.now + self._latency() + late, arrive)
+        if self.disorder and self.rng.random() < self.disorder:
+            self._at(self.now + self._latency() + self.rng.random() * LATE, arrive)
 
     def _dial(self, dialler: Host, dial: Dial) -> None:
         self.traffic.streams += 1
@@ -375,7 +387,7 @@ class Simulation:
             except WireError:
                 self._at(self.now + 0.001, finish(lambda: fail("closed")))
                 return
-            reply = host.node.serve_stream(message, self.now + host.clock)
+            reply = host.node.serve_stream(message, dial.frame, self.now + host.clock)
             self.traffic.stream_bytes += len(reply or b"")
             self._after_event(host)
 
@@ -397,7 +409,7 @@ class Simulation:
         except WireError as error:
             dialler.node.stream_failed(dial.token, str(error), self.now + dialler.clock)
         else:
-            dialler.node.stream_reply(dial.token, message, self.now + dialler.clock)
+            dialler.node.stream_reply(dial.token, message, reply, self.now + dialler.clock)
 
     # -- what must hold --------------------------------------------------------------------
 

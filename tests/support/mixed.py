@@ -4,21 +4,61 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from support.cluster import PROGRAM, Cluster
+from support.labs import clean_lab
 from swarm.api.docker.swarmkit import control_pb2, objects_pb2
 from swarm.api.networkdb.endpoint_pb2 import EndpointRecord
 from swarm.api.networkdb.peer_pb2 import PeerRecord
 from swarm.api.overswarm.v1 import local_pb2
 from swarm.errors import SwarmError
-from swarm.lab.engine import DIAGNOSTIC_PORT, IMAGE, Engine
+from swarm.lab.cluster import Lab
+from swarm.lab.engine import DIAGNOSTIC_PORT, IMAGE, PACKAGES, Engine, missing
 from swarm.lab.processes import wait_until
 
 GOSSIP_SECONDS = 30
 READY_SECONDS = 40
+
+
+@contextmanager
+def engine_lab(purpose: str) -> Iterator[Lab]:
+    """A lab for engines, where they can be installed."""
+    lacking = missing()
+    if lacking:
+        pytest.skip(
+            f"no Docker engine: {', '.join(lacking)} missing (apt-get install {' '.join(PACKAGES)})"
+        )
+    with clean_lab(purpose) as lab:
+        yield lab
+
+
+@contextmanager
+def engines_in(
+    lab: Lab, hosts: tuple[str, ...], folder: Path, program: str = "dockerd"
+) -> Iterator[dict[str, Engine]]:
+    """Engines on new bare hosts of a lab, started at the same time; nothing of them stays."""
+    engines = {host: Engine(lab, host, folder / host, program=program) for host in hosts}
+    try:
+        for host, engine in engines.items():
+            lab.add_bare(host)
+            engine.launch()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Engine.await_ready, engines.values()))
+        yield engines
+    finally:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Engine.destroy, engines.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -110,6 +150,22 @@ class Mixed:
             self.cluster.attempt(host, "rm", "-f", name)
         self.made = [entry for entry in self.made if entry != (host, name)]
 
+    def clear(self) -> None:
+        """Remove every container that :meth:`run` made, on all hosts at once."""
+        names: dict[str, list[str]] = {}
+        for host, name in self.made:
+            names.setdefault(host, []).append(name)
+        self.made = []
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self._remove_all, names.items()))
+
+    def _remove_all(self, entry: tuple[str, list[str]]) -> None:
+        host, names = entry
+        if host not in self.engines:
+            self.cluster.attempt(host, "rm", "-f", *names)
+        elif self.engines[host].running:
+            self.engines[host].attempt("rm", "-f", *names)
+
     # -- reaching -----------------------------------------------------------------------------
 
     def pings(self, host: str, container: str, target: str) -> bool:
@@ -120,7 +176,7 @@ class Mixed:
     def page(self, host: str, container: str, url: str) -> str:
         """The page, fetched from inside a container; the error when it cannot be had."""
         if host in self.engines:
-            words = ("wget", "-q", "-O", "-", url)  # busybox crashes on -T
+            words: tuple[str, ...] = ("wget", "-q", "-O", "-", url)  # busybox crashes on -T
         else:
             words = (*PROGRAM, "fetch", "--timeout", "3", url)
         result = self.execute(host, container, *words)
@@ -134,6 +190,25 @@ class Mixed:
             what=lambda: f"{container} on {host} does not reach {target}",
             pause=0.2,
         )
+
+    @contextmanager
+    def steady_ping(self, host: str, container: str, target: str) -> Iterator[list[str]]:
+        """Ping five times a second from an engine's container; afterwards the list holds sent and received."""
+        engine = self.engines[host]
+        pid = engine.docker("inspect", "--format", "{{.State.Pid}}", container).strip()
+        ping = ["nsenter", "--target", pid, "--net", "ping", "-i", "0.2", "-W", "1", target]
+        words, environment = self.cluster.lab.argv(host, engine.within(ping))
+        result: list[str] = []
+        with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                yield result
+            finally:
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+                for child in children.split():
+                    os.kill(int(child), signal.SIGINT)
+                output, _ = process.communicate(timeout=10)
+                summary = next(line for line in output.splitlines() if "transmitted" in line)
+                result += [summary.split()[0], summary.split()[3]]
 
     def resolves(self, host: str, container: str, name: str) -> bool:
         """Whether a name has an address inside a container."""
@@ -161,12 +236,13 @@ class Mixed:
             if any(each.network.spec.annotations.name == network for each in task.networks)
         ]
 
-    def await_state(self, host: str, state: int) -> None:
+    def await_state(self, host: str, state: int, manager: str = "m1") -> None:
         """Wait until our manager sees a node in a state."""
         seen: dict[str, int] = {}
 
         def reached() -> bool:
-            seen.update({name: int(node.status.state) for name, node in self.nodes().items()})
+            nodes = self.nodes(manager).items()
+            seen.update({name: int(node.status.state) for name, node in nodes})
             return seen.get(host) == state
 
         wait_until(

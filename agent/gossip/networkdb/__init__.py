@@ -18,7 +18,8 @@ module         concept
 ``publisher``  own networks and entries: announcing, gossiping, reasserting
 ``sync``       splitting bulk syncs, and matching replies to requests
 ``exchange``   bulk syncs in both directions
-``core``       the whole: events of others, nodes that come and go, reaping
+``judge``      what is made of others' events
+``core``       the whole: nodes that come and go, full exchanges, reaping
 =============  ====================================================================
 
 :class:`~agent.gossip.networkdb.core.NetworkDB` is the delegate of a

@@ -7,8 +7,8 @@ ones, received or sent, are worked on slice by slice so that probes are answered
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from agent.gossip.config import Timing
@@ -25,6 +25,7 @@ from swarm.errors import WireError
 IMMEDIATE: Final = 200  # syncs of up to this many events are done at once
 SLICE: Final = 100  # events per slice of a larger one: a few milliseconds
 MAX_JOBS: Final = 256  # large syncs waiting to be worked on
+MAX_REPLIES: Final = 32  # to one peer, asked for by a few bytes each and under way at once
 JOIN_PEERS: Final = 8  # bulk synced with on joining a network
 MEET_PEERS: Final = 3  # bulk synced with when a push/pull reveals peers of a network
 MEET_DELAY: Final = 0.1
@@ -79,6 +80,7 @@ class Exchange:
         self._take_event = take_event
         self._jobs: deque[Iterator[None]] = deque()
         self._met: dict[str, set[str]] = {}
+        self._replying: Counter[str] = Counter()
 
     def start(self) -> None:
         """Begin the periodic syncs."""
@@ -120,8 +122,22 @@ class Exchange:
         yield from _each(events, lambda event: self._take_event(event, message.node))
         peer = self.state.peers.get(message.node)
         if message.unsolicited and peer is not None:
-            asked = [name for name in message.networks if self.state.takes_part(name)]
-            yield from self._sending(peer, asked, None, lambda _: None)
+            yield from self._replies(peer, message.networks)
+
+    def _replies(self, peer: Peer, networks: Sequence[str]) -> Iterator[None]:
+        """Send a peer what it asked for, unless more answers to it are under way than it can need."""
+        if self._replying[peer.name] >= MAX_REPLIES:
+            self._refusals.count(Refusal.OVERFLOW)
+            return
+        self._replying[peer.name] += 1
+
+        def settle(_: bool) -> None:
+            self._replying[peer.name] -= 1
+            if not self._replying[peer.name]:
+                del self._replying[peer.name]
+
+        asked = [name for name in networks if self.state.takes_part(name)]
+        yield from self._sending(peer, asked, None, settle)
 
     def _run(self, job: Iterator[None], size: int) -> None:
         """Do a small job at once; queue a large one, of which every slice of work does a little."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -77,12 +78,15 @@ class Peers:
     but iteration itself.
     """
 
-    __slots__ = ("_attached", "_away", "_by_address", "_by_name", "_ended", "_known", "_on")
+    __slots__ = (
+        "_attached", "_away", "_by_address", "_by_host", "_by_name", "_ended", "_known", "_on",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._by_name: dict[str, Peer] = {}
         self._attached: dict[str, set[str]] = {}
         self._by_address: dict[tuple[str, int], dict[str, Peer]] = {}
+        self._by_host: Counter[str] = Counter()
         self._away: dict[str, Peer] = {}
         self._ended: dict[tuple[str, str], Peer] = {}
         self._known: set[bytes] = set()
@@ -101,7 +105,7 @@ class Peers:
     def add(self, peer: Peer) -> None:
         """Take in a new node."""
         self._by_name[peer.name] = peer
-        self._by_address.setdefault((peer.host, peer.port), {})[peer.name] = peer
+        self._place(peer)
         if peer.state is not PeerState.ACTIVE:
             self._away[peer.name] = peer
 
@@ -121,7 +125,7 @@ class Peers:
         if (peer.host, peer.port) != (host, port):
             self._unplace(peer)
             peer.host, peer.port = host, port
-            self._by_address.setdefault((host, port), {})[peer.name] = peer
+            self._place(peer)
 
     def forget(self, peer: Peer) -> None:
         """Drop a node and its attachments."""
@@ -208,12 +212,23 @@ class Peers:
         """Return the nodes last seen at an address."""
         return list(self._by_address.get((host, port), {}).values())
 
+    def at_host(self, host: str) -> bool:
+        """Tell whether a node was last seen at a host, at whatever port."""
+        return host in self._by_host
+
     def _unknow(self, attachment: Attachment | None) -> None:
         if attachment is not None and attachment.encoded is not None:
             self._known.discard(attachment.encoded)
 
+    def _place(self, peer: Peer) -> None:
+        self._by_address.setdefault((peer.host, peer.port), {})[peer.name] = peer
+        self._by_host[peer.host] += 1
+
     def _unplace(self, peer: Peer) -> None:
         place = (peer.host, peer.port)
+        self._by_host[peer.host] -= 1
+        if not self._by_host[peer.host]:
+            del self._by_host[peer.host]
         names = self._by_address.get(place)
         if names is not None:
             names.pop(peer.name, None)

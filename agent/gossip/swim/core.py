@@ -19,13 +19,14 @@ from typing import Final
 from agent.gossip.config import Timing
 from agent.gossip.outputs import Datagram, Dial, Output, Trace
 from agent.gossip.refusal import Refusal, Refusals
-from agent.gossip.swim import seal, wire
+from agent.gossip.swim import seal, wire, wrappers
 from agent.gossip.swim.awareness import Awareness
 from agent.gossip.swim.delegate import Delegate
 from agent.gossip.swim.keyring import Keyring
 from agent.gossip.swim.membership import CRC_VERSION, MAX_MEMBERS, VERSIONS, Member, Membership
 from agent.gossip.swim.probing import URGENT, Prober
 from agent.gossip.swim.queue import BroadcastQueue, retransmit_limit
+from agent.gossip.swim.replay import Replays
 from agent.gossip.swim.rules import Rules
 from agent.gossip.swim.wire import State
 from agent.gossip.timers import Timers
@@ -37,7 +38,7 @@ MAX_INBOX: Final = 4096  # messages waiting to be worked on
 def datagram_room(packet_size: int, label: bytes) -> int:
     """Return how many bytes of messages one datagram holds beside everything around them."""
     header = len(label) + 2 if label else 0
-    return packet_size - header - seal.OVERHEAD - wire.CRC_SIZE - wire.COMPOUND_HEADER
+    return packet_size - header - seal.OVERHEAD - wrappers.CRC_SIZE - wrappers.COMPOUND_HEADER
 
 
 class Swim:
@@ -74,6 +75,7 @@ class Swim:
         self._inbox: deque[bytes] = deque()
         self._dials: dict[int, Callable[[wire.StreamMessage | None, str], None]] = {}
         self._token = 0
+        self._replays = Replays()
         self.me = Member(
             name=name,
             addr=ipaddress.ip_address(host).packed,
@@ -132,8 +134,10 @@ class Swim:
         except WireError:
             self.refusals.count(Refusal.UNDECRYPTABLE)
             return
+        if self._replayed(data):
+            return
         try:
-            leaves, truncated = wire.unfold_untrusted(plain)
+            leaves, truncated = wrappers.unfold_untrusted(plain)
         except WireError:
             self.refusals.count(Refusal.MALFORMED)
             return
@@ -146,6 +150,13 @@ class Swim:
                 self._inbox.append(leaf)
             else:
                 self.refusals.count(Refusal.OVERFLOW)
+
+    def _replayed(self, sealed: bytes) -> bool:
+        """Tell whether an opened datagram or frame was there before, and count it if so."""
+        replayed = self._replays.seen(seal.identity(sealed))
+        if replayed:
+            self.refusals.count(Refusal.REPLAYED)
+        return replayed
 
     def work(self, limit: int) -> bool:
         """Work on up to ``limit`` waiting messages; return whether more wait."""
@@ -180,8 +191,15 @@ class Swim:
         plain = seal.open_frame_untrusted(header, body, self._keyring, label=self._label)
         return wire.decode_stream_untrusted(plain)
 
-    def serve_stream(self, message: wire.StreamMessage) -> bytes | None:
-        """Take what a dialling node sent; return the frame to answer with, if any."""
+    def serve_stream(self, message: wire.StreamMessage, sealed: bytes) -> bytes | None:
+        """Take what a dialling node sent; return the frame to answer with, if any.
+
+        Args:
+            message: what the frame held.
+            sealed: the frame itself, or its end: one that was served before is not served again.
+        """
+        if self._replayed(sealed):
+            return None
         match message:
             case wire.Ping():
                 if message.node and message.node != self.name:
@@ -199,10 +217,13 @@ class Swim:
                 self.refusals.count(Refusal.PEER_ERROR)
         return None
 
-    def stream_reply(self, token: int, message: wire.StreamMessage) -> None:
-        """Take the reply to a :class:`Dial`."""
+    def stream_reply(self, token: int, message: wire.StreamMessage, sealed: bytes) -> None:
+        """Take the reply to a :class:`Dial`; ``sealed`` as in :meth:`serve_stream`."""
         settle = self._dials.pop(token, None)
         if settle is None:
+            return
+        if self._replayed(sealed):
+            settle(None, "replayed")
             return
         if isinstance(message, wire.ErrorReply):
             self.refusals.count(Refusal.PEER_ERROR)
@@ -270,7 +291,7 @@ class Swim:
     def _emit(self, message: bytes, host: str, port: int, *, member: Member | None = None) -> None:
         """Seal and send; the checksum goes to nodes whose record says they read it."""
         if member is not None and member.versions[1] >= CRC_VERSION:
-            message = wire.with_crc(message)
+            message = wrappers.with_crc(message)
         data = seal.seal_datagram(message, self._keyring, self._nonces(), label=self._label)
         self._outputs.append(Datagram(host=host, port=port, data=data))
 
@@ -278,9 +299,9 @@ class Swim:
         self, parts: list[bytes], host: str, port: int, *, member: Member | None = None
     ) -> None:
         """Send messages with as many broadcasts as fit beside them."""
-        used = sum(len(part) + wire.COMPOUND_PART for part in parts)
+        used = sum(len(part) + wrappers.COMPOUND_PART for part in parts)
         extra = self._broadcasts(self._room() - used, 255 - len(parts))
-        self._emit(wire.compound([*parts, *extra]), host, port, member=member)
+        self._emit(wrappers.compound([*parts, *extra]), host, port, member=member)
 
     def _room(self) -> int:
         return datagram_room(self.timing.packet_size, self._label)
@@ -290,10 +311,10 @@ class Swim:
             return []
         limit = retransmit_limit(self.timing.retransmit_mult, len(self.members))
         taken = self.queue.take(
-            room=room, overhead=wire.COMPOUND_PART, limit=limit, count=min(count, 200)
+            room=room, overhead=wrappers.COMPOUND_PART, limit=limit, count=min(count, 200)
         )
-        room -= sum(len(message) + wire.COMPOUND_PART for message in taken)
-        above = self._delegate.broadcasts(room=room, overhead=wire.COMPOUND_PART + 1)
+        room -= sum(len(message) + wrappers.COMPOUND_PART for message in taken)
+        above = self._delegate.broadcasts(room=room, overhead=wrappers.COMPOUND_PART + 1)
         user = bytes((wire.Kind.USER,))
         return [*taken, *(user + body for body in above[: count - len(taken)])]
 
@@ -349,7 +370,7 @@ class Swim:
             parts = self._broadcasts(self._room(), 255)
             if not parts:
                 return
-            self._emit(wire.compound(parts), member.host, member.port, member=member)
+            self._emit(wrappers.compound(parts), member.host, member.port, member=member)
 
     def _push_pull_pause(self) -> float:
         """Return the pause between two full exchanges: longer the larger the cluster."""

@@ -6,6 +6,7 @@ import ipaddress
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from agent.gossip.swim.wire import NodeState, State
@@ -19,8 +20,9 @@ NACK_VERSION: Final = 4
 STREAM_PING_VERSION: Final = 3
 
 
+@lru_cache(maxsize=MAX_MEMBERS)
 def host_of(addr: bytes) -> str:
-    """Return 4 or 16 raw bytes as text."""
+    """Return 4 or 16 raw bytes as text; asked of every member at every turn, so answers are kept."""
     return str(ipaddress.ip_address(addr))
 
 

@@ -17,7 +17,8 @@ from agent.gossip.swim.keyring import Keyring
 from swarm.errors import WireError
 
 NONCE_SIZE: Final = 12
-OVERHEAD: Final = 1 + NONCE_SIZE + 16  # of version 1
+TAG_SIZE: Final = 16
+OVERHEAD: Final = 1 + NONCE_SIZE + TAG_SIZE  # of version 1
 FRAME_HEADER_SIZE: Final = 5
 MAX_FRAME: Final = 20 << 20  # bytes of a sealed body; every engine refuses more
 LARGE_FRAME: Final = 12 << 20  # from here on the limit is near, and somebody should know
@@ -25,6 +26,15 @@ LABEL_MAGIC: Final = 244
 ENCRYPTED: Final = 10
 _BLOCK = 16
 _FRAME_HEADER = struct.Struct(">BI")
+
+
+class SealError(WireError):
+    """Not sealed with a key of ours, or not for this cluster."""
+
+
+def identity(sealed: bytes) -> bytes:
+    """Return what tells a datagram or frame from every other: its tag, which only a key can make."""
+    return sealed[-TAG_SIZE:]
 
 
 def seal_datagram(plain: bytes, keyring: Keyring, nonce: bytes, *, label: bytes = b"") -> bytes:
@@ -45,7 +55,7 @@ def open_datagram_untrusted(data: bytes, keyring: Keyring, *, label: bytes = b""
     """Return what one datagram holds.
 
     Raises:
-        WireError: the label is not ours, or no key opens it.
+        SealError: the label is not ours, or no key opens it.
     """
     body = data[label_size_untrusted(data[:257], label=label) :]
     return _open_untrusted(body, keyring, label)
@@ -55,16 +65,16 @@ def label_size_untrusted(start: bytes, *, label: bytes = b"") -> int:
     """Return how many bytes the label header at ``start`` takes; 0 when there is none and none is due.
 
     Raises:
-        WireError: the header is cut short, empty, or not ``label``.
+        SealError: the header is cut short, empty, or not ``label``.
     """
     if not start.startswith(bytes((LABEL_MAGIC,))):
         if label:
-            raise WireError("label is missing")
+            raise SealError("label is missing")
         return 0
     if len(start) < 2 or not start[1] or len(start) < 2 + start[1]:
-        raise WireError("label header is cut short or empty")
+        raise SealError("label header is cut short or empty")
     if start[2 : 2 + start[1]] != label:
-        raise WireError("label is not ours")
+        raise SealError("label is not ours")
     return 2 + start[1]
 
 
@@ -72,15 +82,15 @@ def frame_size_untrusted(header: bytes) -> int:
     """Return the length of the sealed body that follows a frame's five header bytes.
 
     Raises:
-        WireError: not an encrypted frame, or one larger than any engine accepts.
+        SealError: not an encrypted frame, or one larger than any engine accepts.
     """
     if len(header) != FRAME_HEADER_SIZE:
-        raise WireError("frame header is cut short")
+        raise SealError("frame header is cut short")
     kind, size = _FRAME_HEADER.unpack(header)
     if kind != ENCRYPTED:
-        raise WireError("stream is not encrypted")
+        raise SealError("stream is not encrypted")
     if not OVERHEAD <= size <= MAX_FRAME:
-        raise WireError(f"frame of {size} bytes is outside the limits")
+        raise SealError(f"frame of {size} bytes is outside the limits")
     return int(size)
 
 
@@ -90,7 +100,7 @@ def open_frame_untrusted(
     """Return what one stream frame holds.
 
     Raises:
-        WireError: no key opens it.
+        SealError: no key opens it.
     """
     return _open_untrusted(body, keyring, header + label)
 
@@ -108,10 +118,10 @@ def _seal(plain: bytes, keyring: Keyring, nonce: bytes, extra: bytes, *, version
 
 def _open_untrusted(body: bytes, keyring: Keyring, extra: bytes) -> bytes:
     if len(body) < OVERHEAD:
-        raise WireError("sealed body is too short")
+        raise SealError("sealed body is too short")
     version = body[0]
     if version > 1:
-        raise WireError(f"encryption version {version} is unknown")
+        raise SealError(f"encryption version {version} is unknown")
     nonce, sealed = body[1 : 1 + NONCE_SIZE], body[1 + NONCE_SIZE :]
     for cipher in keyring.accepting:
         try:
@@ -119,11 +129,11 @@ def _open_untrusted(body: bytes, keyring: Keyring, extra: bytes) -> bytes:
         except InvalidTag:
             continue
         return _unpad_untrusted(plain) if version == 0 else plain
-    raise WireError("no installed key opens this message")
+    raise SealError("no installed key opens this message")
 
 
 def _unpad_untrusted(plain: bytes) -> bytes:
     size = plain[-1] if plain else 0
     if not 1 <= size <= _BLOCK or plain[-size:] != bytes((size,)) * size:
-        raise WireError("padding is malformed")
+        raise SealError("padding is malformed")
     return plain[:-size]

@@ -63,6 +63,49 @@ def test_loss_and_reordering_lose_nothing(simulate: Make, brisk: Timing, seed: i
     sim.settle(60.0)
 
 
+def test_late_and_doubled_datagrams_confuse_nobody(
+    simulate: Make, brisk: Timing, seed: int
+) -> None:
+    """A fifth comes seconds late, a fifth twice: old news stays old, and copies are counted and dropped."""
+    sim = cluster(simulate, seed, 6, brisk, disorder=0.2, loss=0.05)
+    sim.run(10.0)
+    for round_ in range(30):
+        host = sim.rng.choice(hosts_of(sim))
+        sim.put(host, "net-a", f"{host.address}-{round_ % 3}", b"%d" % round_)
+        if round_ % 3 == 2:
+            sim.delete(host, "net-a", f"{host.address}-{round_ % 3}")
+        if round_ % 7 == 6:
+            sim.quit(host, "net-b")
+            sim.join(host, "net-b")
+            sim.put(host, "net-b", f"{host.address}-again", b"x")
+        sim.run(0.5)
+    sim.settle(30.0)
+    sim.disorder = sim.loss = 0.0
+    sim.run(30.0)
+    assert not sim.complaints()
+    assert all(host.node.swim.refusals.counts.get("replayed") for host in sim.living())
+
+
+def test_ipv6_cluster_heals(simulate: Make, brisk: Timing, seed: int) -> None:
+    """Sixteen-byte addresses in every message: a partition and a restart end as they do with four."""
+    sim = simulate(seed, timing=brisk)
+    for index in range(5):
+        host = sim.start(f"fd00:6::{index + 1:x}", seeds=["fd00:6::1"])
+        sim.join(host, "net-a")
+        sim.put(host, "net-a", host.address, b"first")
+    sim.settle(10.0)
+    hosts = hosts_of(sim)
+    sim.partition(hosts[:2], hosts[2:])
+    sim.run(40.0)
+    assert len(sim.seen(hosts[0], "net-a")) == 2
+    sim.kill(hosts[4])
+    sim.heal()
+    fresh = sim.start(hosts[4].address, seeds=["fd00:6::1"])
+    sim.join(fresh, "net-a")
+    sim.put(fresh, "net-a", "fresh", b"x")
+    sim.settle(60.0)
+
+
 def test_partition_hides_and_heals(simulate: Make, brisk: Timing, seed: int) -> None:
     """Each side sees only its own half; what changed on both is merged when they meet again."""
     sim = cluster(simulate, seed, 6, brisk)
@@ -108,6 +151,30 @@ def test_one_way_cut_kills_nobody(simulate: Make, brisk: Timing, seed: int) -> N
     sim.put(a, "net-a", "over-others", b"x")
     sim.run(3.0)
     assert sim.seen(b, "net-a").keys() == sim.wanted("net-a").keys()
+    sim.heal()
+    sim.settle(30.0)
+
+
+@pytest.mark.parametrize("deaf", [True, False])
+def test_a_host_cut_off_one_way_is_given_up_and_returns(
+    simulate: Make, brisk: Timing, seed: int, deaf: bool
+) -> None:
+    """Whoever hears nobody, or is heard by nobody, is as good as dead; healed, it is back with all it has."""
+    sim = cluster(simulate, seed, 6, brisk)
+    sim.settle(10.0)
+    *others, cut = hosts_of(sim)
+    if deaf:
+        sim.cut(others, [cut])
+    else:
+        sim.cut([cut], others)
+    sim.run(60.0)
+    for host in others:
+        assert cut.node.name not in {m.name for m in host.node.swim.members if not m.gone}
+        assert f"{cut.address}-first" not in sim.seen(host, "net-a")
+        assert {m.name for m in host.node.swim.members if not m.gone} == {
+            each.node.name for each in others
+        }
+    sim.put(cut, "net-a", "meanwhile", b"x")
     sim.heal()
     sim.settle(30.0)
 

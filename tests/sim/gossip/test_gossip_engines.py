@@ -34,7 +34,7 @@ def graft(host: Any, *, forging: bool) -> None:
             state.drop(network, place, entry)
         state.peers.detach_all(peer)
 
-    original = db._attachment
+    original = db.judge.attachment
 
     def attachment(event: NetworkEvent, data: bytes | None = None) -> bool:
         """Refuse attachments of nodes that are not active; forge tombstones for those that leave."""
@@ -61,8 +61,8 @@ def graft(host: Any, *, forging: bool) -> None:
         return news
 
     db._fail = fail
-    db._attachment = attachment
-    db._keep_early = lambda *args, **options: None
+    db.judge.attachment = attachment
+    db.judge._keep_early = lambda *args, **options: None
     db.exchange._attachments_for = lambda *args: []
     db.exchange._judge = db.exchange.pending.close
     db.publisher.announce_soon = lambda **options: None

@@ -79,3 +79,18 @@ def test_a_restarted_process_does_not_hear_of_its_former_self(simulate: Make, se
         assert {member.name for member in host.node.swim.members if not member.gone} == {
             each.node.name for each in (first, back, others[1])
         }
+
+
+def test_a_seed_that_is_a_member_is_not_called(simulate: Make, seed: int) -> None:
+    """Only missing seeds are joined: with all of them there, nobody exchanges everything each minute."""
+    sim = simulate(seed, timing=LAN)
+    hosts = [sim.start(f"10.0.0.{n}", seeds=["10.0.0.1", "10.0.0.2"]) for n in (1, 2, 3)]
+    sim.settle(10.0)
+    joined: list[str] = []
+    for host in hosts:
+        host.node.swim.join = lambda address, port: joined.append(address)
+    sim.run(200.0)
+    assert joined == []
+    sim.kill(hosts[0])
+    sim.run(100.0)
+    assert set(joined) == {"10.0.0.1"}

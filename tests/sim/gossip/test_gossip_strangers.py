@@ -30,8 +30,8 @@ def test_a_bulk_sync_from_somebody_not_known_yet_is_answered(simulate: Make, see
     sim._after_event(peer)
 
     answers: list[BulkSync] = []
-    receive = stranger.node.db.exchange.receive
-    stranger.node.db.exchange.receive = lambda message: (answers.append(message), receive(message))
+    receive = stranger.node.db.judge._sync
+    stranger.node.db.judge._sync = lambda message: (answers.append(message), receive(message))
     stranger.node.set_seeds([("10.0.0.1", 7946)])
     sim._after_event(stranger)
     sim.run(3.0)

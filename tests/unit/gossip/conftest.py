@@ -12,7 +12,7 @@ from agent.gossip.config import GossipConfig
 from agent.gossip.networkdb import wire as tables
 from agent.gossip.node import Node
 from agent.gossip.outputs import Datagram, Dial
-from agent.gossip.swim import seal, wire
+from agent.gossip.swim import seal, wire, wrappers
 from agent.gossip.swim.keyring import GossipKey, Keyring
 from agent.gossip.swim.membership import VERSIONS
 
@@ -33,13 +33,14 @@ class Bench:
     answering: bool = False  # whether every probe is acknowledged
     sent: list[tuple[str, wire.PacketMessage]] = field(default_factory=list)
     dials: list[tuple[Dial, wire.StreamMessage]] = field(default_factory=list)
+    serial: int = 0  # of what was sealed for the node: nothing is ever sealed alike twice
 
     def collect(self) -> None:
         """Decode what the node wants to send."""
         for output in self.node.take_outputs():
             if isinstance(output, Datagram):
                 plain = seal.open_datagram_untrusted(output.data, self.keyring)
-                for leaf in wire.unfold_untrusted(plain)[0]:
+                for leaf in wrappers.unfold_untrusted(plain)[0]:
                     self.sent.append((output.host, wire.decode_packet_untrusted(leaf)))
             elif isinstance(output, Dial):
                 header, body = output.frame[:5], output.frame[5:]
@@ -49,15 +50,31 @@ class Bench:
     def give(self, *messages: wire.PacketMessage, source: str = "10.0.0.9") -> None:
         """Deliver messages in one datagram and let the node work."""
         parts = [wire.encode_packet(message) for message in messages]
-        self.give_raw(wire.compound(parts), source=source)
+        self.give_raw(wrappers.compound(parts), source=source)
 
     def give_raw(self, plain: bytes, *, source: str = "10.0.0.9") -> None:
         """Deliver an opened datagram."""
-        data = seal.seal_datagram(plain, self.keyring, bytes(12))
+        data = seal.seal_datagram(plain, self.keyring, self.nonce())
         self.node.receive_datagram(data, source, 7946, self.now)
         while self.node.work(self.now):
             pass
         self.collect()
+
+    def nonce(self) -> bytes:
+        """Return one that was not used before."""
+        self.serial += 1
+        return self.serial.to_bytes(12, "big")
+
+    def serve(self, message: wire.StreamMessage) -> bytes | None:
+        """Deliver a request over a stream; return the frame it is answered with."""
+        frame = seal.seal_frame(wire.encode_stream(message), self.keyring, self.nonce())
+        opened = self.node.decode_stream(frame[:5], frame[5:])
+        return self.node.serve_stream(opened, frame, self.now)
+
+    def reply(self, dial: Dial, message: wire.StreamMessage) -> None:
+        """Deliver the reply to a request of the node over a stream."""
+        frame = seal.seal_frame(wire.encode_stream(message), self.keyring, self.nonce())
+        self.node.stream_reply(dial.token, message, frame, self.now)
 
     def pass_time(self, seconds: float, *, step: float = 0.05) -> None:
         """Let time pass in small steps."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.gossip.networkdb import core
+from agent.gossip.networkdb import core, judge
 from agent.gossip.networkdb import wire as tables
 from agent.gossip.networkdb.peers import Attachment, Peer, Peers, PeerState
 from agent.gossip.networkdb.publisher import PACKETS, copies, packed
@@ -163,8 +163,10 @@ def test_the_same_event_again_is_not_parsed_again(db: Any, monkeypatch: pytest.M
     joined = NetworkEvent(joining=True, time=9, node="n1", network="net-b")
     db.event(event, joined)
     parsed: list[bytes] = []
-    real = core.decode_untrusted
-    monkeypatch.setattr(core, "decode_untrusted", lambda data: (parsed.append(data), real(data))[1])
+    real = tables.decode_untrusted
+    monkeypatch.setattr(
+        judge, "decode_untrusted", lambda data: (parsed.append(data), real(data))[1]
+    )
     db.event(event, joined)
     assert parsed == []
     db.event(entry("n1", 6, "k"))
@@ -253,11 +255,18 @@ def test_indexes_of_peers_say_what_a_walk_would_say(steps: list[tuple[str, int, 
             case "detach":
                 peers.detach(peer, network)
             case "move":
-                peers.readdress(peer, "h", other)
+                peers.readdress(peer, "gh"[other > 0], other)
             case "forget":
                 peers.forget(peer)
             case _:
                 pass
+        on = {
+            each.name for each in peers
+            if each.state is PeerState.ACTIVE
+            and network in each.attachments
+            and not each.attachments[network].leaving
+        }  # fmt: skip
+        assert {each.name for each in peers.on(network)} == on  # asked all the time: never outdated
     everyone = sorted(peers, key=lambda each: each.name)
     for other in range(3):
         network = f"net-{other}"
@@ -266,9 +275,12 @@ def test_indexes_of_peers_say_what_a_walk_would_say(steps: list[tuple[str, int, 
             if each.state is PeerState.ACTIVE and network in each.attachments and not each.attachments[network].leaving
         ]  # fmt: skip
         assert list(peers.on(network)) == on
-        assert {id(each) for each in peers.at_address("h", other)} == {
-            id(e) for e in everyone if e.port == other
-        }
+        for host in ("h", "g"):
+            assert {id(each) for each in peers.at_address(host, other)} == {
+                id(e) for e in everyone if (e.host, e.port) == (host, other)
+            }
+    for host in ("h", "g"):
+        assert peers.at_host(host) == any(each.host == host for each in everyone)
     assert {each.name for each in peers.away()} == {
         e.name for e in everyone if e.state is not PeerState.ACTIVE
     }

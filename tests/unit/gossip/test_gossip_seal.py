@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.gossip.swim import seal, wire
+from agent.gossip.swim import seal, wrappers
 from agent.gossip.swim.keyring import GossipKey, Keyring
 from swarm.errors import InvalidArgumentError, WireError
 
@@ -188,4 +188,4 @@ def test_fingerprints_do_not_reveal_keys() -> None:
 def test_sealed_size_is_as_budgeted(keyring: Keyring) -> None:
     """The budget of datagrams counts on this overhead."""
     assert len(seal.seal_datagram(b"x", keyring, NONCE)) == 1 + seal.OVERHEAD
-    assert len(wire.with_crc(b"x")) - 1 == wire.CRC_SIZE
+    assert len(wrappers.with_crc(b"x")) - 1 == wrappers.CRC_SIZE

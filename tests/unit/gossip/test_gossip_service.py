@@ -16,10 +16,7 @@ import pytest
 import uvloop
 
 from agent.gossip.service import (
-    LARGE,
     LOCAL,
-    MAX_LARGE_STREAMS,
-    MAX_STREAMS_PER_HOST,
     ChangeKind,
     Gossip,
     GossipConfig,
@@ -27,8 +24,17 @@ from agent.gossip.service import (
     State,
     TableChange,
 )
+from agent.gossip.streams import (
+    LARGE,
+    MAX_LARGE_STREAMS,
+    MAX_STRANGERS,
+    MAX_STREAMS,
+    MAX_STREAMS_PER_HOST,
+)
+from agent.gossip.swim import seal
+from agent.gossip.swim.keyring import Keyring
 from agent.gossip.swim.membership import VERSIONS
-from agent.gossip.swim.wire import Alive
+from agent.gossip.swim.wire import Alive, Ping, encode_stream
 from swarm.errors import HostError, InvalidArgumentError
 
 NET, TABLE = "net-a", "endpoint_table"
@@ -266,6 +272,7 @@ async def strangers_with_large_frames_keep_no_member_waiting() -> None:
     """Hosts that are no members share one turn for frames above a megabyte, which only they wait for."""
     async with cluster("127.0.0.1", "127.0.0.2") as nodes:
         host, port = nodes[0].gossip._node.address
+        streams = nodes[0].gossip._streams
         held: list[asyncio.StreamWriter] = []
         for index in range(MAX_LARGE_STREAMS + 2):
             _, writer = await asyncio.open_connection(
@@ -274,17 +281,106 @@ async def strangers_with_large_frames_keep_no_member_waiting() -> None:
             writer.write(b"\x0a" + (LARGE * 4).to_bytes(4, "big") + bytes(64))
             held.append(writer)
         try:
-            await until(nodes[0].gossip._strange.locked)
-            assert not nodes[0].gossip._large.locked()
+            await until(lambda: streams._waiting[""] == len(held))
+            assert not streams._large.locked()
             for index in range(14):
                 nodes[1].gossip.put(TABLE, NET, f"large-{index}", bytes(200_000))
             await until(lambda: len(nodes[0].seen()) == 14)
         finally:
             for writer in held:
                 writer.close()
+        await until(lambda: not streams._turns)
+
+
+async def a_member_with_many_large_frames_takes_one_turn_at_a_time() -> None:
+    """Whoever has a key and stalls holds up its own large frames, not those of the others."""
+    async with cluster("127.0.0.1", "127.0.0.2", "127.0.0.3") as nodes:
+        host, port = nodes[0].gossip._node.address
+        streams = nodes[0].gossip._streams
+        held: list[asyncio.StreamWriter] = []
+        for _ in range(MAX_LARGE_STREAMS + 2):
+            _, writer = await asyncio.open_connection(host, port, local_addr=("127.0.0.3", 0))
+            writer.write(b"\x0a" + (LARGE * 4).to_bytes(4, "big") + bytes(64))
+            held.append(writer)
+        try:
+            await until(lambda: streams._waiting["127.0.0.3"] == len(held))
+            assert not streams._large.locked()
+            for index in range(8):
+                nodes[1].gossip.put(TABLE, NET, f"large-{index}", bytes(200_000))
+            await until(lambda: len(nodes[0].seen()) == 8)
+        finally:
+            for writer in held:
+                writer.close()
+
+
+async def many_silent_strangers_keep_nobody_out() -> None:
+    """More connections than there are slots, from many addresses: members and newcomers get in."""
+    async with cluster("127.0.0.1", "127.0.0.2") as nodes:
+        host, port = nodes[0].gossip._node.address
+        streams = nodes[0].gossip._streams
+        held = [
+            await asyncio.open_connection(host, port, local_addr=(f"127.0.2.{index // 4 + 1}", 0))
+            for index in range(MAX_STREAMS + MAX_STRANGERS)
+        ]
+        try:
+            await until(lambda: len(streams._unread) == MAX_STRANGERS)
+            assert await held[0][0].read() == b""  # the longest silent ones made room
+            nodes[1].gossip.put(TABLE, NET, "large", bytes(150_000))  # travels by stream
+            await until(lambda: "large" in nodes[0].seen())
+            changes: list[TableChange] = []
+            late = Gossip(
+                replace(
+                    nodes[1].gossip._config,
+                    advertise_host="127.0.0.3",
+                    bind_host="127.0.0.3",
+                    node_name=None,
+                ),
+                keys=keys(5),
+                rng=random.Random(3),
+                on_change=changes.append,
+            )
+            late.set_seeds([(host, port)])
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(late.run())
+                await until(lambda: len(late.members()) == 3)
+                task.cancel()
+            assert nodes[0].gossip.stats().refused["streams_full"] >= MAX_STREAMS
+        finally:
+            for _, writer in held:
+                writer.close()
+
+
+async def refused_streams_are_counted_by_cause() -> None:
+    """Plain text, a frame of another cluster, one that breaks off, and one heard before."""
+    async with cluster("127.0.0.1") as (node,):
+        host, port = node.gossip._node.address
+
+        async def send(data: bytes) -> bytes:
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(data)
+            writer.write_eof()
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+        foreign, ours = Keyring(keys(50)), Keyring(keys(5))
+        ping = encode_stream(Ping(seq=9, node=node.gossip.node_name))
+        good = seal.seal_frame(ping, ours, bytes(12))
+        assert await send(b"GET / HTTP/1.1\r\n\r\n") == b""
+        assert await send(seal.seal_frame(ping, foreign, bytes(12))) == b""
+        assert await send(good[:-1]) == b""
+        assert await send(seal.seal_frame(b"\x63", ours, bytes(range(12)))) == b""
+        answer = await send(good)
+        assert seal.open_frame_untrusted(answer[:5], answer[5:], ours)
+        assert await send(good) == b""
+        refused = node.gossip.stats().refused
+        assert refused == {"undecryptable": 2, "unfinished": 1, "malformed": 1, "replayed": 1}
 
 
 SCENARIOS = [
+    a_member_with_many_large_frames_takes_one_turn_at_a_time,
+    many_silent_strangers_keep_nobody_out,
+    refused_streams_are_counted_by_cause,
     strangers_with_large_frames_keep_no_member_waiting,
     idle_connections_keep_nobody_out,
     member_of_the_other_family_does_no_harm,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent.gossip.refusal import Refusal
-from agent.gossip.swim import seal, wire
+from agent.gossip.swim import seal, wire, wrappers
 from agent.gossip.swim.core import MAX_INBOX
 from agent.gossip.swim.probing import MAX_RELAYS
 from agent.gossip.swim.wire import State
@@ -53,9 +53,7 @@ def node_state(name: str, held: State, number: int = 1, **changes: Any) -> wire.
 
 def exchange(bench: Any, *nodes: wire.NodeState) -> wire.PushPull:
     """Push a state and return what is pulled."""
-    frame = bench.node.serve_stream(
-        wire.PushPull(join=False, nodes=nodes, user_state=b""), bench.now
-    )
+    frame = bench.serve(wire.PushPull(join=False, nodes=nodes, user_state=b""))
     plain = seal.open_frame_untrusted(frame[:5], frame[5:], bench.keyring)
     bench.collect()
     reply = wire.decode_stream_untrusted(plain)
@@ -72,7 +70,7 @@ def test_ping_is_answered_before_any_other_work(bench: Any) -> None:
         wire.encode_packet(suspect("n1")),
         wire.encode_packet(wire.Ping(seq=9, node="me")),
     ]
-    data = seal.seal_datagram(wire.compound(parts), bench.keyring, bytes(12))
+    data = seal.seal_datagram(wrappers.compound(parts), bench.keyring, bytes(12))
     bench.node.receive_datagram(data, "10.0.0.9", 7946, bench.now)
     bench.collect()
     assert bench.take_sent(wire.Ack) == [("10.0.0.9", wire.Ack(seq=9))]
@@ -84,7 +82,7 @@ def test_ping_for_another_name_is_not_answered(bench: Any) -> None:
     ping = wire.Ping(seq=9, node="former-me")
     bench.give(ping)
     assert not bench.take_sent(wire.Ack)
-    assert bench.node.serve_stream(ping, bench.now) is None
+    assert bench.serve(ping) is None
     assert refused(bench, Refusal.WRONG_NODE) == 2
     bench.give(wire.Ping(seq=9, node=""))
     assert bench.take_sent(wire.Ack)
@@ -101,7 +99,7 @@ def test_ack_goes_where_the_ping_says(bench: Any) -> None:
 
 def test_stream_ping_is_answered_on_the_stream(bench: Any) -> None:
     """The fallback probe of a peer whose datagrams are lost."""
-    frame = bench.node.serve_stream(wire.Ping(seq=77, node="me"), bench.now)
+    frame = bench.serve(wire.Ping(seq=77, node="me"))
     plain = seal.open_frame_untrusted(frame[:5], frame[5:], bench.keyring)
     assert wire.decode_stream_untrusted(plain) == wire.Ack(seq=77)
 
@@ -200,7 +198,7 @@ def test_stream_answer_alone_saves_and_warns(bench: Any) -> None:
     ping = probe_of(bench, "n1")
     bench.pass_time(0.55)
     dial = next(d for d, m in bench.dials if isinstance(m, wire.Ping) and m.seq == ping.seq)
-    bench.node.stream_reply(dial.token, wire.Ack(seq=ping.seq), bench.now)
+    bench.reply(dial, wire.Ack(seq=ping.seq))
     bench.pass_time(0.3)
     assert state(bench, "n1") is State.ALIVE
     assert bench.node.swim.awareness.score == 0
@@ -211,7 +209,7 @@ def test_refutation_during_a_probe_outdates_its_verdict(bench: Any, claim: Claim
     bench.meet("n1")
     probe_of(bench, "n1")
     bench.give(claim("n1", incarnation=2))
-    bench.pass_time(0.7)
+    bench.pass_time(1.1)  # the probe has ended, the next one has not
     assert state(bench, "n1") is State.ALIVE
 
 
@@ -334,6 +332,22 @@ def test_confirmations_shorten_and_are_passed_on_while_they_count(bench: Any) ->
     assert bench.queued("n1") == dead("n1", origin="me")
 
 
+@pytest.mark.parametrize("accusers", [["n2"], ["n2", "n3"], ["n2", "n3", "n4"]])
+def test_a_refutation_ends_every_timer_of_the_suspicion(
+    bench: Any, claim: Claim, accusers: list[str]
+) -> None:
+    """However often it was confirmed: who has refuted does not die of what was said before."""
+    bench.answering = True
+    bench.meet("n1", "n2", "n3", "n4", "n5", "n6")
+    for origin in accusers:
+        bench.give(suspect("n1", origin=origin))
+        bench.pass_time(0.5)
+    bench.give(claim("n1", incarnation=2))
+    for _ in range(30):
+        bench.pass_time(1.0)
+        assert state(bench, "n1") is State.ALIVE
+
+
 # -- refutation ---------------------------------------------------------------------------------
 
 
@@ -435,6 +449,57 @@ def test_one_misfit_does_not_block_the_exchange(bench: Any) -> None:
     assert refused(bench, Refusal.VERSION) == 2
 
 
+@pytest.mark.parametrize(
+    ("members", "pause"),
+    [(2, 30.0), (32, 30.0), (33, 60.0), (64, 60.0), (100, 90.0), (1000, 180.0)],
+)
+def test_full_exchanges_are_rarer_the_larger_the_cluster(
+    bench: Any, claim: Claim, members: int, pause: float
+) -> None:
+    """Each names every node, so all of them together would grow with the square."""
+    for index in range(members - 1):
+        bench.give(claim(f"n{index}", addr=(0x0A010000 + index).to_bytes(4, "big")))
+    assert bench.node.swim._push_pull_pause() == pause
+    for _, _, timer in bench.node.timers._heap:
+        timer.cancel()
+    bench.node.swim._push_pull_tick()
+    bench.pass_time(pause - 1.0, step=1.0)
+    assert [type(message) for _, message in bench.dials] == [wire.PushPull]
+    bench.pass_time(2.0, step=1.0)
+    assert [type(message) for _, message in bench.dials] == [wire.PushPull] * 2
+
+
+# -- gossip -------------------------------------------------------------------------------------
+
+
+def test_the_dead_hear_of_it_for_half_a_minute(bench: Any) -> None:
+    """Whoever is taken for dead and is not must hear so to refute it; later it is left in peace."""
+    bench.answering = True
+    bench.meet("n1", "n2")
+    bench.pass_time(3.0)
+    bench.give(dead("n1"))
+    bench.take_sent(wire.Dead)
+    bench.pass_time(2.0)
+    assert "10.0.0.1" in {host for host, _ in bench.take_sent(wire.Dead)}
+    bench.pass_time(40.0)
+    bench.take_sent(wire.Dead)
+    bench.take_sent(wire.Alive)
+    bench.meet("n3")
+    bench.pass_time(2.0)
+    assert {host for host, _ in bench.take_sent(wire.Alive)} <= {"10.0.0.2", "10.0.0.3"}
+
+
+def test_whoever_left_hears_nothing_more(bench: Any) -> None:
+    """Gossip to a node that said goodbye would be for nobody."""
+    bench.answering = True
+    bench.meet("n1", "n2")
+    bench.pass_time(3.0)
+    bench.give(dead("n1", origin="n1"))
+    bench.take_sent(wire.Dead)
+    bench.pass_time(2.0)
+    assert {host for host, _ in bench.take_sent(wire.Dead)} == {"10.0.0.2"}
+
+
 # -- leaving, floods, budget --------------------------------------------------------------------
 
 
@@ -463,8 +528,8 @@ def test_alone_there_is_nobody_to_tell(bench: Any) -> None:
 def test_waiting_messages_are_bounded(bench: Any) -> None:
     """A flood costs messages, not memory; probes are still answered."""
     part = wire.encode_packet(suspect("n1"))
-    data = seal.seal_datagram(wire.compound([part] * 200), bench.keyring, bytes(12))
     for _ in range(MAX_INBOX // 200 + 1):
+        data = seal.seal_datagram(wrappers.compound([part] * 200), bench.keyring, bench.nonce())
         bench.node.receive_datagram(data, "10.0.0.9", 7946, bench.now)
     assert refused(bench, Refusal.OVERFLOW) == 200 - MAX_INBOX % 200
     ping = wire.encode_packet(wire.Ping(seq=9, node="me"))

@@ -299,7 +299,7 @@ def test_large_messages_are_worked_on_in_slices(db: Any) -> None:
     many = [entry("n1", 10 + i, key=f"k{i}") for i in range(700)]
     db.syncs()
     body = tables.encode(sync("n1", 900, *many, unsolicited=True))
-    db.node.serve_stream(wire.User(body=body), db.now)
+    db.serve(wire.User(body=body))
     assert db.node.work(db.now)
     assert 0 < len(visible(db)) < 300
     db.collect()
@@ -347,9 +347,12 @@ def test_early_events_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Early()
     for event in (b"1", b"2", b"3", b"4"):
         kept.keep("n", event, until=1.0, bulk=False)
-    kept.keep("n", b"12345678", until=1.0, bulk=True)
-    assert kept.take("n") == [(b"3", False), (b"4", False), (b"12345678", True)]
-    assert kept.dropped == 2
+    assert (len(kept), kept.dropped) == (3, 1)
+    kept.keep("n", b"123456789", until=1.0, bulk=True)
+    assert kept.take("n") == [(b"4", False), (b"123456789", True)]
+    assert kept.dropped == 3
+    kept.keep("n", b"1234567890", until=1.0, bulk=True)  # what is taken counts no more
+    assert len(kept) == 1
 
 
 @pytest.mark.parametrize("first", [1, 2])
@@ -917,7 +920,7 @@ def test_push_pull_lists_every_attachment(db: Any, join: bool) -> None:
     """Own and others', own ones stamped anew for a joiner, own name and clock."""
     before = db.node.db.state.own[NET].time
     request = wire.PushPull(join=join, nodes=(), user_state=b"")
-    state = state_of(db.node.serve_stream(request, db.now), db)
+    state = state_of(db.serve(request), db)
     assert {(e.node, e.network) for e in state.attachments} == {
         ("me", NET),
         ("n1", NET),
@@ -934,9 +937,7 @@ def test_attachments_learnt_by_push_pull_lead_to_a_sync(db: Any) -> None:
     announcements(db)
     db.syncs()
     state = tables.PushPullState(time=9, node="n1", attachments=(attach("n3", 3),))
-    db.node.serve_stream(
-        wire.PushPull(join=False, nodes=(), user_state=tables.encode(state)), db.now
-    )
+    db.serve(wire.PushPull(join=False, nodes=(), user_state=tables.encode(state)))
     assert [e for e in announcements(db) if getattr(e, "node", "") == "n3"] == []
     db.pass_time(0.15)
     assert [(host, m.networks) for host, m, _ in db.syncs()] == [("10.0.0.3", (NET,))]
@@ -947,5 +948,5 @@ def test_attachments_learnt_by_push_pull_lead_to_a_sync(db: Any) -> None:
 )
 def test_wrong_user_state_is_refused_without_harm(db: Any, state: bytes) -> None:
     """The membership part has been merged by then."""
-    db.node.serve_stream(wire.PushPull(join=False, nodes=(), user_state=state), db.now)
+    db.serve(wire.PushPull(join=False, nodes=(), user_state=state))
     assert db.node.db.refusals.counts == {Refusal.MALFORMED: 1}

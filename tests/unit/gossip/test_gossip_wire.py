@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.gossip.swim import lzw, wire
+from agent.gossip.swim import lzw, wire, wrappers
 from swarm.errors import WireError
 
 ALIVE = "0486a441646472a40a000001ab496e6361726e6174696f6e01a44d657461a0a44e6f6465a26e31a4506f7274cd1f0aa356736ea6010502000000"
@@ -68,15 +68,15 @@ streams = st.one_of(
 
 def unwrap(data: bytes) -> list[bytes]:
     """Return the messages inside wrappers."""
-    return wire.unfold_untrusted(data)[0]
+    return wrappers.unfold_untrusted(data)[0]
 
 
 def test_ack_vector() -> None:
     """Without and with a checksum."""
     ack = wire.encode_packet(wire.Ack(seq=200))
     assert ack.hex() == "0282a75061796c6f6164c0a55365714e6fccc8"
-    assert wire.with_crc(ack).hex() == "0c5fae9f4e0282a75061796c6f6164c0a55365714e6fccc8"
-    assert unwrap(wire.with_crc(ack)) == [ack]
+    assert wrappers.with_crc(ack).hex() == "0c5fae9f4e0282a75061796c6f6164c0a55365714e6fccc8"
+    assert unwrap(wrappers.with_crc(ack)) == [ack]
 
 
 def test_alive_vector() -> None:
@@ -122,7 +122,7 @@ def test_push_pull_header_of_either_library(header: str) -> None:
 
 def test_compound_vector() -> None:
     """Count, lengths, bodies."""
-    data = wire.compound([b"\x01\x02", b"\x03"])
+    data = wrappers.compound([b"\x01\x02", b"\x03"])
     assert data.hex() == "070200020001010203"
     assert unwrap(data) == [b"\x01\x02", b"\x03"]
 
@@ -190,7 +190,7 @@ def test_packets_round_trip(message: wire.PacketMessage) -> None:
 def test_streams_round_trip(message: wire.StreamMessage, packed: bool) -> None:
     """What is written is read, compressed or not."""
     data = wire.encode_stream(message)
-    assert wire.decode_stream_untrusted(wire.compressed(data) if packed else data) == message
+    assert wire.decode_stream_untrusted(wrappers.compressed(data) if packed else data) == message
 
 
 @given(st.binary(max_size=300))
@@ -200,7 +200,7 @@ def test_any_bytes_parse_or_are_refused(data: bytes) -> None:
     for parse in (
         wire.decode_packet_untrusted,
         wire.decode_stream_untrusted,
-        wire.unfold_untrusted,
+        wrappers.unfold_untrusted,
     ):
         with contextlib.suppress(WireError):
             parse(data)
@@ -226,17 +226,19 @@ def test_wrappers_come_off_in_any_order(order: str) -> None:
     """Checksum, compression and compound nest as peers please."""
     ack = wire.encode_packet(wire.Ack(seq=1))
     data = {
-        "crc": wire.with_crc(wire.compound([ack, ack])),
-        "lzw": wire.compressed(wire.compound([ack, ack])),
-        "both": wire.with_crc(wire.compressed(wire.compound([ack, ack]))),
-        "inside": wire.compound([wire.compressed(ack), wire.with_crc(wire.compressed(ack))]),
+        "crc": wrappers.with_crc(wrappers.compound([ack, ack])),
+        "lzw": wrappers.compressed(wrappers.compound([ack, ack])),
+        "both": wrappers.with_crc(wrappers.compressed(wrappers.compound([ack, ack]))),
+        "inside": wrappers.compound(
+            [wrappers.compressed(ack), wrappers.with_crc(wrappers.compressed(ack))]
+        ),
     }[order]
     assert unwrap(data) == [ack, ack]
 
 
 def test_wrong_checksum_drops_the_datagram() -> None:
     """A damaged datagram is not half believed."""
-    data = bytearray(wire.with_crc(wire.encode_packet(wire.Ack(seq=1))))
+    data = bytearray(wrappers.with_crc(wire.encode_packet(wire.Ack(seq=1))))
     data[-1] ^= 1
     with pytest.raises(WireError, match="checksum"):
         unwrap(bytes(data))
@@ -245,27 +247,27 @@ def test_wrong_checksum_drops_the_datagram() -> None:
 def test_nesting_is_bounded() -> None:
     """Eight wrappers are read, more are refused."""
     data = wire.encode_packet(wire.Ack(seq=1))
-    for _ in range(wire.MAX_DEPTH):
-        data = wire.with_crc(data)
+    for _ in range(wrappers.MAX_DEPTH):
+        data = wrappers.with_crc(data)
     assert len(unwrap(data)) == 1
     with pytest.raises(WireError, match="deeper"):
-        unwrap(wire.with_crc(data))
+        unwrap(wrappers.with_crc(data))
 
 
 def test_parts_are_bounded() -> None:
     """Compounds of compounds cannot multiply without end."""
-    inner = wire.compound([b"\x02"] * 255)
-    assert len(unwrap(wire.compound([inner] * 4))) == 1020
+    inner = wrappers.compound([b"\x02"] * 255)
+    assert len(unwrap(wrappers.compound([inner] * 4))) == 1020
     with pytest.raises(WireError, match="more than"):
-        unwrap(wire.compound([inner] * 5))
+        unwrap(wrappers.compound([inner] * 5))
 
 
 def test_unfolded_size_is_bounded_over_all_parts() -> None:
     """Many small bombs count together."""
-    bomb = wire.compressed(wire.encode_packet(wire.User(body=bytes(100_000))))
-    assert len(unwrap(wire.compound([bomb] * 2))) == 2
+    bomb = wrappers.compressed(wire.encode_packet(wire.User(body=bytes(100_000))))
+    assert len(unwrap(wrappers.compound([bomb] * 2))) == 2
     with pytest.raises(WireError, match="unfolds"):
-        unwrap(wire.compound([bomb] * 3))
+        unwrap(wrappers.compound([bomb] * 3))
 
 
 def test_deeply_nested_msgpack_is_refused() -> None:
@@ -291,8 +293,8 @@ def test_announced_sizes_allocate_nothing(body: bytes) -> None:
 
 def test_truncated_parts_are_dropped_and_counted() -> None:
     """What is whole in a cut compound still counts."""
-    data = wire.compound([b"\x02abc", b"\x02defgh"])
-    leaves, truncated = wire.unfold_untrusted(data[:-1])
+    data = wrappers.compound([b"\x02abc", b"\x02defgh"])
+    leaves, truncated = wrappers.unfold_untrusted(data[:-1])
     assert (leaves, truncated) == ([b"\x02abc"], 1)
     for broken in (b"\x07", b"\x07\x00", b"\x07\x02\x00", struct.pack(">BBH", 7, 2, 1)):
         with pytest.raises(WireError):
@@ -311,7 +313,7 @@ def test_truncated_parts_are_dropped_and_counted() -> None:
 def test_useless_compression_is_refused(body: dict[str, object]) -> None:
     """Unknown algorithm, nothing inside: refused, where engines once crashed."""
     data = b"\x09" + msgpack.packb(body, use_bin_type=False)
-    for parse in (wire.decode_stream_untrusted, wire.unfold_untrusted):
+    for parse in (wire.decode_stream_untrusted, wrappers.unfold_untrusted):
         with pytest.raises(WireError):
             parse(data)
 
