@@ -32,7 +32,9 @@ from agent.dataplane.model import (
     Wanted,
 )
 from agent.dataplane.monitor import Monitor
+from agent.dataplane.mtu import VXLAN_OVERHEAD
 from agent.dataplane.nft import Nft
+from agent.dataplane.prober import Prober
 from swarm.errors import PreconditionError, SwarmError
 
 P = ParamSpec("P")
@@ -40,6 +42,12 @@ T = TypeVar("T")
 
 SLICE = 32
 """Endpoints whose inside is compared in one step of the worker: an attach waits no longer than that."""
+
+PROBE_PAUSE = 5.0
+"""Seconds between two looks for nodes whose path was not tried yet."""
+
+PROBE_INTERVAL = 600.0
+"""Seconds after which a path is tried again."""
 
 CALM = 0.1
 """Seconds between two comparisons because of disturbances; doubled, up to the interval of the slow
@@ -67,6 +75,8 @@ class Dataplane:
         self._engine: Engine | None = None
         self._stats = Stats()
         self._disturbed = asyncio.Event()
+        self._prober: Prober | None = None
+        self._tried: dict[IPAddress, float] = {}
 
     # --- life --------------------------------------------------------------------------------
 
@@ -88,8 +98,12 @@ class Dataplane:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._check_slowly())
                     group.create_task(self._check_when_disturbed())
+                    group.create_task(self._probe_slowly())
             finally:
                 self._ready.clear()
+                if self._prober is not None:
+                    self._prober.close()
+                    self._prober = None
                 self._worker = self._engine = None
                 for descriptor in monitor.descriptors:
                     loop.remove_reader(descriptor)
@@ -114,6 +128,51 @@ class Dataplane:
             quiet = not (found.drift or found.failures)
             pause = CALM if quiet else min(2 * pause, self._settings.check_interval)
             await asyncio.sleep(pause)
+
+    async def _probe_slowly(self) -> None:
+        """Try the paths to other nodes: soon after one is heard of, and again from time to time."""
+        while True:
+            await asyncio.sleep(PROBE_PAUSE)
+            try:
+                await self.probe_paths(again=PROBE_INTERVAL)
+            except SwarmError as error:
+                log.warning("paths.untried", reason=str(error))
+                await asyncio.sleep(PROBE_INTERVAL)
+
+    async def probe_paths(self, again: float = 0.0) -> int:
+        """Try what arrives at each other node, adapt MTU and checksums; returns how many answered.
+
+        Args:
+            again: seconds; paths tried since are left out. A node that said nothing is asked again
+                after a tenth of that.
+
+        Raises:
+            HostError: there is no way to try.
+        """
+        engine = self._served()
+        chamber = await self._call(engine.open_chamber)
+        if chamber is None:
+            return 0
+        if self._prober is None:
+            self._prober = Prober(chamber)
+            self._prober.open()
+        tunnels = await self._call(engine.tunnels)
+        self._tried = {peer: when for peer, when in self._tried.items() if peer in tunnels}
+        answered = 0
+        for peer in sorted(tunnels, key=lambda ip: ip.packed):
+            now = time.monotonic()
+            if again and now - self._tried.get(peer, -again) < again:
+                continue
+            verdict = await self._prober.measure(peer)
+            self._tried[peer] = now if verdict is not None else now - 0.9 * again
+            if verdict is None:
+                continue
+            answered += 1
+            mtu = verdict.mtu + VXLAN_OVERHEAD[peer.version]
+            if await self._call(engine.set_path, peer, mtu, sums=verdict.sums):
+                log.warning("path.changed", peer=str(peer), mtu=mtu, checksums=verdict.sums)
+                await self.check()
+        return answered
 
     def _hear(self, monitor: Monitor, descriptor: int) -> None:
         if monitor.heard(descriptor) and self._engine is not None and self._engine.guarding():
@@ -176,6 +235,8 @@ class Dataplane:
             endpoints=held.endpoints,
             peers=held.peers,
             operations=held.operations,
+            path_mtu=held.path_mtu,
+            software_checksums=held.software_checksums,
         )
 
     # --- wanted state ------------------------------------------------------------------------
@@ -323,6 +384,9 @@ class Dataplane:
 
     async def destroy(self) -> None:
         """Remove everything of ours on this host."""
+        if self._prober is not None:
+            self._prober.close()
+            self._prober = None
         await self._call(self._served().destroy)
         log.info("dataplane.destroyed")
 

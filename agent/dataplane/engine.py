@@ -14,6 +14,7 @@ from ipaddress import IPv4Address
 from typing import TypeVar
 
 from agent.dataplane import names
+from agent.dataplane.chamber import Chamber
 from agent.dataplane.executor import Check, Executor, Machine
 from agent.dataplane.exits import HOME
 from agent.dataplane.model import (
@@ -60,8 +61,11 @@ class Engine:
         self._asked: dict[str, Network] = {}
         self._homes: dict[str, str] = {}
         self._underlay: int | None = None
+        # What was found on the way to other nodes, where it is less than our own device takes.
+        self._paths: dict[IPAddress, int] = {}
+        self._software = False
         self._run = Executor(kernel)
-        self._ways = Ways(settings, self._run, self._under)
+        self._ways = Ways(settings, self._run, self._device_mtu)
         self._shield = Shield(settings, self._run)
         # Encrypted networks that are not (quite) held, of which a router may be there all the same.
         self._doubtful: dict[str, frozenset[int]] = {}
@@ -79,6 +83,8 @@ class Engine:
             networks=len(self._networks),
             endpoints=len(self._homes),
             peers=sum(len(state.peers) for state in self._networks.values()),
+            path_mtu=min(self._paths.values(), default=0),
+            software_checksums=self._software,
             operations=self._run.operations,
         )
 
@@ -109,6 +115,8 @@ class Engine:
             self._asked[network.id] = network
             return
         self._check_network(fitted)
+        if names.router_name(network.id) not in self._kernel.routers():
+            self._check_routes(fitted)
         state = self._rebuilt(fitted, old)
         if fitted.encrypted:
             self._shield.widen(*self._covered(state))
@@ -203,10 +211,49 @@ class Engine:
             name = names.router_name(self._state(network_id).network.id)
         return self._kernel.within(name, step)
 
-    def _under(self) -> int | None:
-        """Return the MTU under the tunnel; while it cannot be seen, as it was last."""
+    def _device_mtu(self) -> int | None:
+        """Return the MTU of the device under the tunnel; while it cannot be seen, as it was last."""
         self._underlay = self._kernel.underlay_mtu() or self._underlay
         return self._underlay
+
+    def _under(self) -> int | None:
+        """Return the MTU under the tunnel: of the device, or less where a path to a node is smaller."""
+        device = self._device_mtu()
+        if device is None or not self._paths:
+            return device
+        tunnels = self.tunnels()
+        return min([device, *(mtu for peer, mtu in self._paths.items() if peer in tunnels)])
+
+    # --- paths -------------------------------------------------------------------------------
+
+    def tunnels(self) -> frozenset[IPAddress]:
+        """Return the tunnel addresses of all nodes with endpoints on our networks."""
+        return frozenset().union(*(state.tunnels for state in self._networks.values()))
+
+    def open_chamber(self) -> Chamber | None:
+        """Return the place to try paths from."""
+        return self._kernel.open_chamber(self.tunnels())
+
+    def set_path(self, peer: IPAddress, mtu: int, *, sums: bool) -> bool:
+        """Take what was found on the way to a node; returns whether that was news.
+
+        Args:
+            peer: its tunnel address.
+            mtu: the largest packet on the underlay that arrives, bytes.
+            sums: whether checksums made by the device arrive.
+        """
+        device = self._device_mtu()
+        fits = device is None or mtu >= device
+        before = (self._paths.get(peer), self._software)
+        if fits:
+            self._paths.pop(peer, None)
+        else:
+            self._paths[peer] = mtu
+        if not sums:
+            self._software = True
+            for state in self._networks.values():
+                state.software = True
+        return before != (self._paths.get(peer), self._software)
 
     def _fit(self, network: Network) -> Network:
         under = self._under()
@@ -235,8 +282,31 @@ class Engine:
             if taken:
                 raise ConflictError(f"VNI {taken.pop()} belongs to network {other.network.name}")
 
+    def _check_routes(self, network: Network) -> None:
+        """Refuse a network whose containers could not reach what this host reaches at the same addresses.
+
+        Wider routes by way of a gateway are none of that: only a part of them is hidden, as with
+        every network of its own.
+        """
+        for route in self._kernel.home_routes():
+            if route.device == names.MESH_DEVICE:
+                continue
+            for subnet in network.subnets:
+                cidr = subnet.cidr
+                if cidr.version != route.target.version or not cidr.overlaps(route.target):
+                    continue
+                if route.direct or route.target.prefixlen >= cidr.prefixlen:
+                    raise ConflictError(
+                        f"subnet {cidr} of network {network.name} overlaps {route.target}, which this "
+                        f"host reaches by {route.device or 'another way'}: make the network with "
+                        "another --subnet, or the swarm with another --default-addr-pool"
+                    )
+
+    def _empty(self, network: Network) -> NetworkState:
+        return NetworkState(network=network, settings=self._settings, software=self._software)
+
     def _rebuilt(self, network: Network, old: NetworkState | None) -> NetworkState:
-        state = NetworkState(network=network, settings=self._settings)
+        state = self._empty(network)
         if old is None:
             return state
         for endpoint in old.endpoints.values():
@@ -505,7 +575,7 @@ class Engine:
     ) -> NetworkState:
         network = self._fit(network)
         self._check_network(network)
-        state = NetworkState(network=network, settings=self._settings)
+        state = self._empty(network)
         for endpoint in wanted.endpoints:
             if endpoint.network_id != network.id:
                 continue
@@ -615,6 +685,7 @@ class Engine:
         self._ways.destroy()
         self._shield.destroy()
         self._doubtful.clear()
+        self._kernel.close_chamber()
         self._kernel.close_store()
         self._networks.clear()
         self._asked.clear()

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
-from agent.dataplane.model import Encryption, NetnsRef, VxlanCounters
+from agent.dataplane.chamber import Chamber
+from agent.dataplane.model import Encryption, IPAddress, IPNetwork, NetnsRef, VxlanCounters
 from agent.dataplane.nft import Nft
 from agent.dataplane.objects import Key, Object, Op, State
 from swarm.errors import SwarmError
 
 T = TypeVar("T")
+
+
+class HomeRoute(NamedTuple):
+    """A route of the daemon's namespace: what it leads to, by which device, and whether directly."""
+
+    target: IPNetwork
+    device: str
+    direct: bool
 
 
 class Machine(Protocol):
@@ -35,6 +44,9 @@ class Machine(Protocol):
     def forwarding(self) -> bool:
         """Tell whether the daemon's namespace forwards."""
 
+    def home_routes(self) -> tuple[HomeRoute, ...]:
+        """Return the routes of the daemon's namespace that are not ours, default routes excepted."""
+
     def underlay_mtu(self) -> int | None:
         """Return the MTU under the tunnel."""
 
@@ -49,6 +61,12 @@ class Machine(Protocol):
 
     def reachable(self, netns: NetnsRef) -> bool:
         """Tell whether a container's namespace exists."""
+
+    def open_chamber(self, peers: Collection[IPAddress]) -> Chamber | None:
+        """Return the place to try paths from, knowing these nodes; None without an underlay."""
+
+    def close_chamber(self) -> None:
+        """Remove the place to try paths from."""
 
     def observe(self, name: str, wanted: State) -> dict[Key, Object]:
         """Return what a router holds."""
@@ -83,16 +101,29 @@ class Check:
 
 @dataclass(slots=True)
 class Executor:
-    """Executes plans and counts their operations."""
+    """Executes plans and counts their operations.
+
+    Attributes:
+        kernel: that executes them.
+        operations: executed so far.
+        before: a fault point. Called before each operation, of which each is then a step of its own;
+            tests end the process there. None: a plan goes to the kernel as a whole.
+    """
 
     kernel: Machine
     operations: int = 0
+    before: Callable[[str, Op], None] | None = None
 
     def apply(self, name: str, ops: Sequence[Op]) -> None:
         """Execute a plan, up to the first operation that fails."""
-        if ops:
-            self.kernel.apply(name, ops)
-            self.operations += len(ops)
+        if self.before is None:
+            if ops:
+                self.kernel.apply(name, ops)
+        else:
+            for op in ops:
+                self.before(name, op)
+                self.kernel.apply(name, (op,))
+        self.operations += len(ops)
 
     def repair(self, name: str, ops: Sequence[Op]) -> list[str]:
         """Execute what can be executed; returns a sentence for each operation that cannot."""

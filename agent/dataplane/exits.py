@@ -35,6 +35,7 @@ from agent.dataplane.objects import (
     State,
     Sysctl,
 )
+from agent.dataplane.ruleset import CLAMP
 from swarm.errors import ConflictError, ExhaustedError
 
 HOME = ""
@@ -156,6 +157,9 @@ class Exits:
 
 def _chains(settings: Settings, *, closed: bool) -> Mapping[str, tuple[str, tuple[str, ...]]]:
     forward = [
+        # The world may take less than the first hop does.
+        f"iifname {_GW} {CLAMP}",
+        f"oifname {_GW} {CLAMP}",
         # What the routing mesh forwards is judged where it is translated.
         f'iifname "{names.MESH_DEVICE}" accept',
         f'oifname "{names.MESH_DEVICE}" accept',

@@ -10,19 +10,34 @@ import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import socket
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from agent.dataplane import exits, inside, ipsec, namespace, netlink, observed, ruleset, sysctl
+from agent.dataplane import (
+    chamber,
+    ethtool,
+    exits,
+    inside,
+    ipsec,
+    namespace,
+    netlink,
+    observed,
+    ruleset,
+    sysctl,
+)
+from agent.dataplane.chamber import Chamber
 from agent.dataplane.channel import GONE, Channel, KernelError
-from agent.dataplane.model import Encryption, NetnsRef, Settings, VxlanCounters
+from agent.dataplane.executor import HomeRoute
+from agent.dataplane.model import Encryption, IPAddress, NetnsRef, Settings, VxlanCounters
 from agent.dataplane.names import (
     DEVICE_GROUP,
     EXIT_PREFIX,
     LOOPBACK,
     MESH_DEVICE,
     PORT_PREFIX,
+    ROUTE_PROTOCOL,
     TABLE,
     VXLAN_PREFIX,
 )
@@ -39,6 +54,7 @@ from agent.dataplane.objects import (
     Member,
     Neighbour,
     Object,
+    Offload,
     Op,
     Port,
     Put,
@@ -49,6 +65,7 @@ from agent.dataplane.objects import (
     Vxlan,
 )
 from agent.dataplane.planner import keyed
+from agent.dataplane.reaper import Reaper
 from agent.dataplane.shield import SHIELD
 from agent.dataplane.underlay import Underlay
 from swarm.errors import (
@@ -79,11 +96,15 @@ class Kernel:
         self._store = namespace.Store(settings.run_dir / "netns", self._home)
         self._underlay = Underlay()
         self._ipsec = ipsec.Ipsec(settings)
+        self._reaper = Reaper()
+        self._chamber: Chamber | None = None
         self._open: dict[str, _Router] = {}
         self._adopt(exits.HOME, os.dup(self._home))
 
     def close(self) -> None:
         """Let go of everything; the kernel's state stays."""
+        self._reaper.close()
+        self.close_chamber()
         for router in list(self._open.values()):
             self._forget(router)
         self._ipsec.close()
@@ -115,7 +136,11 @@ class Kernel:
             return
         # Devices first: a namespace ends later, on its own, and a VNI would stay taken until then.
         # One message for all of them costs one grace period instead of thousands.
-        router.channel.check([netlink.delete_group(DEVICE_GROUP)])
+        self._remove(
+            router,
+            netlink.delete_group(DEVICE_GROUP),
+            lambda: len(router.channel.dump(netlink.all_links())) == 1,  # lo
+        )
         self._forget(router)
         self._store.drop(name)
 
@@ -140,9 +165,14 @@ class Kernel:
         self._store.close()
 
     def _adopt(self, name: str, fd: int) -> None:
+        self._open[name] = _Router(name, fd, self._channel(fd))
+
+    def _channel(self, fd: int) -> Channel:
         with namespace.entered(fd, self._home):
-            channel = Channel()
-        self._open[name] = _Router(name, fd, channel)
+            return Channel()
+
+    def _remove(self, router: _Router, message: Message, gone: Callable[[], bool]) -> None:
+        self._reaper.remove(message, self._channel(router.fd), gone)
 
     def _router(self, name: str) -> _Router:
         if name not in self._open:
@@ -173,6 +203,27 @@ class Kernel:
 
     # --- questions ---------------------------------------------------------------------------
 
+    def home_routes(self) -> tuple[HomeRoute, ...]:
+        """Return the routes of the daemon's namespace that are not ours, default routes excepted."""
+        found: list[HomeRoute] = []
+        with _host_errors():
+            channel = self._router(exits.HOME).channel
+            for version in (4, 6):
+                for row in map(netlink.parse_route, channel.dump(netlink.all_routes(version))):
+                    if (
+                        row.kind != netlink.RTN_UNICAST
+                        or row.protocol == ROUTE_PROTOCOL
+                        or row.target.prefixlen == 0
+                        or row.target.is_link_local
+                    ):
+                        continue
+                    device = ""  # of a route by several ways at once
+                    with contextlib.suppress(OSError):
+                        device = socket.if_indextoname(row.device)
+                    direct = row.via is None and row.device != 0
+                    found.append(HomeRoute(row.target, device, direct))
+        return tuple(found)
+
     def underlay_mtu(self) -> int | None:
         """Return the MTU of the device that holds the VTEP address."""
         return self._underlay.mtu(self._settings.vtep)
@@ -181,6 +232,23 @@ class Kernel:
         """Return index and name of the device that holds the VTEP address."""
         device = self._underlay.device(self._settings.vtep)
         return None if device is None else device[:2]
+
+    def open_chamber(self, peers: Collection[IPAddress]) -> Chamber | None:
+        """Return the place to try paths from, made when there is none; None without an underlay."""
+        with _host_errors():
+            mtu = self.underlay_mtu()
+            if mtu is None:
+                return None
+            if self._chamber is None:
+                self._chamber = chamber.make(self._settings, self._underlay, self._home, mtu)
+            self._chamber.know(peers)
+        return self._chamber
+
+    def close_chamber(self) -> None:
+        """Remove the place to try paths from."""
+        if self._chamber is not None:
+            self._chamber.close()
+            self._chamber = None
 
     def prove_encryption(self) -> None:
         """Raise HostError when this kernel cannot carry encrypted networks."""
@@ -280,7 +348,10 @@ class Kernel:
         found: list[Object] = []
         with namespace.entered(router.fd, self._home):
             for item in wanted.values():
-                if isinstance(item, Sysctl):
+                if isinstance(item, Offload):
+                    on = ethtool.checksums(item.ifname)
+                    found.append(Offload(ifname=item.ifname, checksums=on))
+                elif isinstance(item, Sysctl):
                     value = sysctl.read(item.path)
                     if value is not None:
                         found.append(Sysctl(path=item.path, value=value, ifname=item.ifname))
@@ -318,6 +389,8 @@ class Kernel:
             for op in ops:
                 if isinstance(op, Put) and isinstance(op.object, Sysctl):
                     sysctl.write(op.object.path, op.object.value)
+                elif isinstance(op, Put) and isinstance(op.object, Offload):
+                    ethtool.set_checksums(op.object.ifname, on=op.object.checksums)
 
     def _apply_nft(self, router: _Router, ops: list[Op]) -> None:
         commands: list[str] = []
@@ -340,7 +413,7 @@ class Kernel:
         for op in ops:
             vxlan = op.object
             if isinstance(op, Drop):
-                router.channel.check([netlink.delete_link(vxlan.ifname or "")])
+                self._drop_link(router, vxlan.ifname or "")
             elif isinstance(vxlan, Vxlan):
                 if router.channel.link(vxlan.name) is None:
                     self._underlay.make_vxlan(vxlan, router.fd)
@@ -351,12 +424,15 @@ class Kernel:
         for op in ops:
             port = op.object
             if isinstance(op, Drop):
-                router.channel.check([netlink.delete_link(port.ifname or "")])
+                self._drop_link(router, port.ifname or "")
             elif isinstance(port, Port):
                 if router.channel.link(port.name) is None:
                     self._make_port(router, port)
                 index = router.channel.index(port.name)
                 router.channel.check([netlink.set_link(index, up=True, mtu=port.mtu)])
+
+    def _drop_link(self, router: _Router, name: str) -> None:
+        self._remove(router, netlink.delete_link(name), lambda: router.channel.link(name) is None)
 
     def _make_port(self, router: _Router, port: Port) -> None:
         if port.netns is None:
@@ -423,6 +499,7 @@ def _host_errors() -> Iterator[None]:
 
 _CHANNEL: dict[type, str] = {
     Sysctl: "sysctl",
+    Offload: "sysctl",
     Vxlan: "vxlan",
     Port: "port",
     Inside: "inside",

@@ -350,6 +350,9 @@ class Stats:
             our objects (or there is a bug).
         failures: calls that ended in an error.
         attach_seconds: how long the latest plug took.
+        path_mtu: of the smallest path to another node, bytes; 0 while all take what the device does.
+        software_checksums: whether packets to other nodes were found to arrive with wrong checksums,
+            and checksums are made before the device since.
     """
 
     networks: int = 0
@@ -360,6 +363,8 @@ class Stats:
     drift: int = 0
     failures: int = 0
     attach_seconds: float = 0.0
+    path_mtu: int = 0
+    software_checksums: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,20 @@ class Sysctl:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Offload:
+    """Whether a device leaves checksums to the one under it; wanted only where that is broken."""
+
+    ifname: str
+    checksums: bool
+    rank: ClassVar[int] = 4
+
+    @property
+    def key(self) -> Key:
+        """Identity."""
+        return ("offload", self.ifname)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vxlan:
     """A VXLAN device; any difference but in the MTU means another device.
 
@@ -360,6 +374,7 @@ class Association:
 
 Object = (
     Sysctl
+    | Offload
     | Vxlan
     | Port
     | Inside

@@ -32,6 +32,7 @@ from agent.dataplane.objects import (
     Member,
     Neighbour,
     Object,
+    Offload,
     Op,
     Port,
     Put,
@@ -81,6 +82,7 @@ class NetworkState:
         via: the VXLAN device of each remote address.
         sharers: addresses behind each (device, MAC), for one forwarding entry serves them all.
         tunnels: addresses behind each remote tunnel address.
+        software: whether checksums must be made before a packet reaches the underlay's device.
     """
 
     network: Network
@@ -94,6 +96,7 @@ class NetworkState:
     via: dict[IPAddress, str] = field(default_factory=dict)
     sharers: dict[tuple[str, str], set[IPAddress]] = field(default_factory=dict)
     tunnels: dict[IPAddress, set[IPAddress]] = field(default_factory=dict)
+    software: bool = False
 
     def add_endpoint(self, endpoint: Endpoint) -> None:
         """Remember a local endpoint; :meth:`check_endpoint` has passed."""
@@ -212,6 +215,8 @@ class NetworkState:
         # one subnet may carry a source of another, which a strict reverse path would drop.
         for key, value in (("rp_filter", "0"), ("proxy_arp", "0")):
             yield Sysctl(path=f"net/ipv4/conf/{name}/{key}", value=value, ifname=name)
+        if self.software:
+            yield Offload(ifname=name, checksums=False)
 
     def endpoint_objects(self, endpoint: Endpoint) -> Iterator[Object]:
         """Yield what the router holds for a local endpoint."""

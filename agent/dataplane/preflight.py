@@ -28,6 +28,10 @@ LIMITS = (
     # A burst to many veths queues here; at the default of 1000 the rest is dropped.
     ("net/core/netdev_max_backlog", 4096),
     ("fs/inotify/max_user_instances", 8192),
+    # A container is some processes, each with threads; the default of small hosts is 32768.
+    ("kernel/pid_max", 131072),
+    # Ways out and services track connections, of all namespaces together where the kernel counts so.
+    ("net/netfilter/nf_conntrack_max", 262144),
 )
 
 

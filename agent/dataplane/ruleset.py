@@ -27,6 +27,7 @@ SETS: tuple[tuple[Literal["inet", "netdev"], str, str], ...] = (
     ("inet", LOCAL4, "ipv4_addr"),
     ("inet", LOCAL6, "ipv6_addr"),
 )
+CLAMP = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
 _MARK = "layout-"
 _VX, _EP = f'iifname "{VXLAN_PREFIX}*"', f'iifname "{PORT_PREFIX}*"'
 _CHAINS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -46,7 +47,12 @@ _CHAINS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "hook forward priority 0",
         # A peer's mistake about where an endpoint lives must not bounce between two nodes until
         # its TTL ends, nor may anybody use this node as a relay.
-        (f'{_VX} oifname "{VXLAN_PREFIX}*" drop',),
+        (
+            f'{_VX} oifname "{VXLAN_PREFIX}*" drop',
+            # A connection that passes here takes no larger segments than either side of the router,
+            # whatever a container has done to its interface's MTU.
+            CLAMP,
+        ),
     ),
 }
 _INGRESS = f"ether daddr @{MACS} meta pkttype set host"

@@ -65,10 +65,15 @@ class Underlay:
                 return int(link["index"]), str(name), int(mtu)
         return None
 
-    def make_vxlan(self, vxlan: Vxlan, netns: int) -> None:
+    def make_vxlan(self, vxlan: Vxlan, netns: int, *, whole: bool = False) -> None:
         """Make a VXLAN device whose UDP socket is here and whose other side is in ``netns``.
 
         One message does both, so there is never a half-made device in this namespace.
+
+        Args:
+            vxlan: what it is to be.
+            netns: descriptor of where it is to go.
+            whole: whether a packet that does not fit on the way is lost and not cut.
 
         Raises:
             ConflictError: VNI and port are taken in this namespace.
@@ -89,6 +94,7 @@ class Underlay:
                 vxlan_port=vxlan.port,
                 vxlan_learning=0,
                 vxlan_port_range={"low": vxlan.sources[0], "high": vxlan.sources[1]},
+                **({"vxlan_df": 1} if whole else {}),
                 **{local: str(vxlan.local)},
             )
         except NetlinkError as error:

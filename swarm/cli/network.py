@@ -11,6 +11,8 @@ import click
 from swarm.api import codec
 from swarm.api.docker.swarmkit import control_pb2, objects_pb2, specs_pb2, types_pb2
 from swarm.api.overswarm.v1 import local_pb2
+from swarm.cli.aliases import Aliased
+from swarm.cli.complete import completer
 from swarm.cli.lookup import pick
 from swarm.cli.output import FORMAT_HELP, natural, print_list, print_objects, rfc3339
 from swarm.cli.parse import filters, label_match, pairs
@@ -22,6 +24,10 @@ from swarm.model import IPAMConfig, Network
 _CALL_SECONDS = 30
 _ID_CHARS = 12
 _PREDEFINED = "com.docker.swarm.predefined"
+_DSR = (
+    "Note: every network of this swarm does what dsr asks for: services see their clients' own addresses"
+    " and answer them directly. Only Docker engines on the network change by this option."
+)
 _COLUMNS = {"ID": "NETWORK ID", "Name": "NAME", "Driver": "DRIVER", "Scope": "SCOPE"}
 
 
@@ -60,13 +66,21 @@ def resolve_network(client: Client, text: str) -> Network:
     return pick("network", text, networks, lambda each: (each.id, each.spec.annotations.name))
 
 
+def _named(client: Client) -> list[tuple[str, str]]:
+    return [(each.spec.annotations.name, driver_of(each)) for each in visible_networks(client)]
+
+
+complete_networks = completer(_named)
+"""Completes a name of a network."""
+
+
 def driver_of(network: Network) -> str:
     """Return the name of a network's driver."""
     state = network.driver_state or network.spec.driver_config
     return state.name if state is not None and state.name else "overlay"
 
 
-@click.group()
+@click.group(cls=Aliased)
 def network() -> None:
     """Manage networks."""
 
@@ -114,6 +128,8 @@ def create(host: str | None, /, name: str, **flags: Any) -> None:
         answer = client.control.CreateNetwork(
             control_pb2.CreateNetworkRequest(spec=spec), timeout=_CALL_SECONDS
         )
+    if "dsr" in options:
+        click.echo(_DSR, err=True)
     click.echo(answer.network.id)
 
 
@@ -178,7 +194,7 @@ def _parse(kind: Any, text: str, hint: str) -> Any:
     "wanted",
     multiple=True,
     metavar="NAME=VALUE",
-    help="driver, id, label, name or scope.",
+    help="dangling, driver, id, label, name, scope or type.",
 )
 @click.option("--format", "form", default="table", help=FORMAT_HELP)
 @click.option("--no-trunc", is_flag=True, help="Print whole ids.")
@@ -186,9 +202,10 @@ def _parse(kind: Any, text: str, hint: str) -> Any:
 @click.pass_obj
 def ls(host: str | None, wanted: tuple[str, ...], form: str, no_trunc: bool, quiet: bool) -> None:
     """List networks; on a worker, those in use on this host."""
-    chosen = filters(wanted, known={"driver", "id", "label", "name", "scope"})
+    chosen = filters(wanted, known={"dangling", "driver", "id", "label", "name", "scope", "type"})
     with connect(host) as client:
         networks = visible_networks(client)
+        used = _used(client) if "dangling" in chosen else frozenset()
     rows = [
         {
             "ID": each.id if no_trunc else each.id[:_ID_CHARS],
@@ -202,14 +219,48 @@ def ls(host: str | None, wanted: tuple[str, ...], form: str, no_trunc: bool, qui
             "CreatedAt": rfc3339(each.meta.created_at),
         }
         for each in networks
-        if _matches(each, chosen)
+        if _matches(each, chosen, used)
     ]
     print_list(rows, _COLUMNS, form=form, quiet="ID" if quiet else "")
 
 
-def _matches(network: Network, chosen: dict[str, list[str]]) -> bool:
+def _used(client: Client) -> frozenset[str]:
+    """Return the ids of the networks that a task or a service uses; on a worker, that it has endpoints on."""
+    if not is_manager(client):
+        local = client.local.ListEndpoints(local_pb2.ListEndpointsRequest(), timeout=_CALL_SECONDS)
+        return frozenset(each.network_id for each in local.local)
+    tasks = client.control.ListTasks(control_pb2.ListTasksRequest(), timeout=_CALL_SECONDS).tasks
+    services = client.control.ListServices(
+        control_pb2.ListServicesRequest(), timeout=_CALL_SECONDS
+    ).services
+    running = types_pb2.TASK_STATE_RUNNING
+    attached = {
+        each.network.id
+        for task in tasks
+        if task.desired_state <= running and task.status.state <= running
+        for each in task.networks
+    }
+    wanted = {
+        each.target
+        for service in services
+        for each in (*service.spec.task.networks, *service.spec.networks)
+    }
+    return frozenset(attached | wanted)
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in {"1", "0", "true", "false"}:
+        raise click.BadParameter(f"{text!r} is neither true nor false", param_hint="--filter")
+    return text.lower() in {"1", "true"}
+
+
+def _matches(network: Network, chosen: dict[str, list[str]], used: frozenset[str]) -> bool:
+    dangling = network.id not in used and not network.spec.ingress
     return (
-        ("driver" not in chosen or driver_of(network) in chosen["driver"])
+        ("dangling" not in chosen or dangling in map(_truth, chosen["dangling"]))
+        # What every engine has by itself (bridge, host, none) is "builtin"; none of those is here.
+        and ("type" not in chosen or "custom" in chosen["type"])
+        and ("driver" not in chosen or driver_of(network) in chosen["driver"])
         and ("id" not in chosen or any(network.id.startswith(text) for text in chosen["id"]))
         and (
             "name" not in chosen
@@ -221,7 +272,9 @@ def _matches(network: Network, chosen: dict[str, list[str]]) -> bool:
 
 
 @network.command()
-@click.argument("names", metavar="NETWORK...", nargs=-1, required=True)
+@click.argument(
+    "names", metavar="NETWORK...", nargs=-1, required=True, shell_complete=complete_networks
+)
 @click.option("-f", "--format", "form", default="", help=FORMAT_HELP)
 @click.option("-v", "--verbose", is_flag=True, help="Show endpoints on other hosts too.")
 @click.pass_obj
@@ -313,7 +366,9 @@ def _ipam_config(config: IPAMConfig) -> dict[str, Any]:
 
 
 @network.command()
-@click.argument("names", metavar="NETWORK...", nargs=-1, required=True)
+@click.argument(
+    "names", metavar="NETWORK...", nargs=-1, required=True, shell_complete=complete_networks
+)
 @click.option("-f", "--force", is_flag=True, help="A network that does not exist is no error.")
 @click.pass_obj
 def rm(host: str | None, names: tuple[str, ...], force: bool) -> int:
@@ -338,7 +393,7 @@ def rm(host: str | None, names: tuple[str, ...], force: bool) -> int:
 
 
 @network.command("connect")
-@click.argument("name", metavar="NETWORK")
+@click.argument("name", metavar="NETWORK", shell_complete=complete_networks)
 @click.argument("container")
 @click.option("--alias", multiple=True, help="Another name on this network.")
 @click.option("--ip", default="", help="IPv4 address.")
@@ -357,7 +412,7 @@ def plug_in(
 
 
 @network.command()
-@click.argument("name", metavar="NETWORK")
+@click.argument("name", metavar="NETWORK", shell_complete=complete_networks)
 @click.argument("container")
 @click.option("-f", "--force", is_flag=True, help="Disconnect even if the manager cannot be told.")
 @click.pass_obj

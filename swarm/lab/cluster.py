@@ -184,7 +184,8 @@ class Lab:
 
         Raises:
             NotFoundError: no such host.
-            subprocess.TimeoutExpired: it took longer than ``timeout`` seconds; it was killed.
+            subprocess.TimeoutExpired: it took longer than ``timeout`` seconds (times the lab's
+                patience); it was killed.
         """
         command, environment = self.argv(host, argv)
         return subprocess.run(
@@ -192,7 +193,7 @@ class Lab:
             env=environment,
             text=True,
             capture_output=True,
-            timeout=timeout,
+            timeout=timeout * processes.PATIENCE,
             check=False,
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,

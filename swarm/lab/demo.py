@@ -27,6 +27,8 @@ from swarm.lab.traces import observe
 PROGRAM: Final = (sys.executable, "-m", "swarm.lab.workloads")
 READY_SECONDS: Final = 30.0
 TRANSFER_SECONDS: Final = 6.0
+TRANSFER_PACKETS: Final = 50
+"""So many have left when the transfer is certainly under way; the kernel counts large ones as one."""
 TRANSFER_RATE: Final = 20_000_000
 
 
@@ -185,7 +187,8 @@ class Demo:
 
     def restart(self) -> None:
         """Kill the agent of w1 in the middle of a transfer from w1 to w2, and start it again."""
-        amount = ("--seconds", str(TRANSFER_SECONDS), "--rate", str(TRANSFER_RATE))
+        seconds = TRANSFER_SECONDS * processes.PATIENCE
+        amount = ("--seconds", str(seconds), "--rate", str(TRANSFER_RATE))
         self.start("w1", "source", ("net1",), *PROGRAM, "give", "9000", *amount)
         self.await_name("w2", "client", "source")
         words = (
@@ -203,15 +206,16 @@ class Demo:
         argv, environment = self._lab.argv("w2", words)
         with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as transfer:
             try:
+                self._await_traffic("w1", "net1")
                 time.sleep(TRANSFER_SECONDS / 3)
                 killed = self._lab.kill("w1")
                 self.say(
-                    f"SIGKILL to the agent of w1 (pid {killed[0]}) with the transfer a third through"
+                    f"SIGKILL to the agent of w1 (pid {killed[0]}) with the transfer under way"
                 )
                 time.sleep(0.5)
                 self._lab.start("w1")
                 self.say("the agent of w1 is back")
-                output, _ = transfer.communicate(timeout=60)
+                output, _ = transfer.communicate(timeout=60 * processes.PATIENCE)
             finally:
                 transfer.kill()
         received, digest, pause = output.split()
@@ -222,6 +226,15 @@ class Demo:
         )
         self.expect((received, digest) == (sent, expected), "every byte, in order", output)
         self._lab.await_ready("m1", 3)
+
+    def _await_traffic(self, host: str, network: str) -> None:
+        """Wait until more leaves a host on a network than a few names and pages."""
+        before = self.counters(host, network)["tx"]
+        processes.wait_until(
+            lambda: self.counters(host, network)["tx"] - before > TRANSFER_PACKETS,
+            seconds=READY_SECONDS,
+            what=lambda: "the transfer does not begin",
+        )
 
     def survey(self) -> None:
         """Print the tree of nodes, networks and endpoints; remove all of it."""

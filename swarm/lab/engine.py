@@ -76,14 +76,16 @@ class Engine:
         lab: the lab that has the host.
         host: a bare host of it (:meth:`swarm.lab.cluster.Lab.add_bare`).
         folder: where the engine keeps its data, log and socket; removed by :meth:`destroy`.
+        program: the ``dockerd`` to run.
     """
 
-    def __init__(self, lab: Lab, host: str, folder: Path) -> None:
+    def __init__(self, lab: Lab, host: str, folder: Path, *, program: str = "dockerd") -> None:
         self.lab = lab
         self.host = host
         self.folder = folder
         self.socket = folder / "docker.sock"
         self.log = folder / "dockerd.log"
+        self._program = program
         self._init: subprocess.Popen[bytes] | None = None
         self._dockerd: subprocess.Popen[bytes] | None = None
 
@@ -112,7 +114,7 @@ class Engine:
             json.dumps({"network-diagnostic-port": DIAGNOSTIC_PORT})
         )
         dockerd = [
-            "dockerd", "--config-file", str(self.folder / "daemon.json"),
+            self._program, "--config-file", str(self.folder / "daemon.json"),
             "--data-root", str(self.folder / "data"), "--exec-root", "/run/docker",
             "--pidfile", "/run/docker.pid", "-H", f"unix://{self.socket}",
             "--storage-driver", "vfs", *flags,

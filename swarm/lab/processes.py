@@ -20,6 +20,8 @@ from swarm.errors import DeadlineError, HostError
 from swarm.lab.state import LabState
 
 MARK: Final = "SWARM_LAB_HOST"
+PATIENCE: Final = float(os.environ.get("SWARM_LAB_PATIENCE") or 1)
+"""How many times longer than usual the lab waits: under emulation everything is 10 to 20 times slower."""
 _END_ROUNDS = 100
 _END_PAUSE = 0.05
 
@@ -184,13 +186,13 @@ def reap() -> None:
 def wait_until(
     condition: Callable[[], bool], *, seconds: float, what: Callable[[], str], pause: float = 0.05
 ) -> None:
-    """Wait until ``condition`` holds.
+    """Wait until ``condition`` holds, ``seconds`` (times :data:`PATIENCE`) at most.
 
     Raises:
         DeadlineError: it did not in time; ``what`` says what was waited for and how it stands.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            raise DeadlineError(f"{what()} (waited {seconds:g} s)")
+            raise DeadlineError(f"{what()} (waited {seconds * PATIENCE:g} s)")
         time.sleep(pause)

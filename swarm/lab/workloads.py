@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import http.server
+import signal
 import socket
 import sys
 import time
@@ -118,6 +119,44 @@ def ask(host: str, port: int, size: int, timeout: float) -> int:
     return int(answer != asked)
 
 
+def knock(host: str, port: int, seconds: float) -> int:
+    """Send numbered UDP datagrams to an echo, 50 a second, until the time is over or SIGTERM comes.
+
+    Each is answered before the next is sent, or counts as lost after five seconds. Prints how many were
+    sent and how many answered.
+    """
+    sent = answered = 0
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    end = time.monotonic() + seconds
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.settimeout(5.0)
+        sender.connect((host, port))
+        while time.monotonic() < end and not told:
+            sent += 1
+            data = str(sent).encode()
+            sender.send(data)
+            try:
+                while sender.recv(100) != data:
+                    pass
+                answered += 1
+            except OSError:
+                continue
+            time.sleep(0.02)
+    print(sent, answered, flush=True)  # noqa: T201
+    return int(sent != answered)
+
+
+def forge(target: str, vni: int, count: int) -> int:
+    """Send VXLAN packets in clear, as somebody without keys would: no container is addressed."""
+    inner = bytes.fromhex("024200000001024200000002") + b"\x08\x00" + bytes(46)
+    data = (0x08 << 24).to_bytes(4, "big") + (vni << 8).to_bytes(4, "big") + inner
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(count):
+            sender.sendto(data, (target, 4789))
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the program that the command line names."""
     parser = argparse.ArgumentParser(prog="workloads", description=__doc__)
@@ -143,7 +182,19 @@ def main(arguments: list[str] | None = None) -> int:
     entry.add_argument("port", type=int)
     entry.add_argument("--size", type=int, default=64)
     entry.add_argument("--timeout", type=float, default=3.0)
+    entry = programs.add_parser("knock")
+    entry.add_argument("host")
+    entry.add_argument("port", type=int)
+    entry.add_argument("seconds", type=float)
+    entry = programs.add_parser("forge")
+    entry.add_argument("target")
+    entry.add_argument("vni", type=int)
+    entry.add_argument("count", type=int)
     given = parser.parse_args(arguments)
+    if given.program == "knock":
+        return knock(given.host, given.port, given.seconds)
+    if given.program == "forge":
+        return forge(given.target, given.vni, given.count)
     if given.program == "echo":
         return echo(given.port)
     if given.program == "ask":

@@ -60,8 +60,13 @@ class GuestItem(pytest.Item):
 
 
 def pytest_pycollect_makeitem(collector: Any, name: str, obj: Any) -> Any:
-    """Make a name of a test function, unless we are the guest."""
-    if INSIDE or not name.startswith("test_") or not callable(obj):
+    """Make a name of a test function, unless we are the guest or its module stays outside."""
+    if (
+        INSIDE
+        or getattr(collector.obj, "OUTSIDE", False)
+        or not name.startswith("test_")
+        or not callable(obj)
+    ):
         return None
     item = GuestItem.from_parent(collector, name=name)
     item.line = obj.__code__.co_firstlineno

@@ -1,8 +1,8 @@
 """An emulated machine under Debian's stock kernel, whose root is this machine's, read-only.
 
 The test kernel of a container host often lacks ESP; the stock kernel has it. The guest sees the
-same files (9p), so it runs this very checkout; it can write only to its own /tmp and /run and to one
-directory of ours. Nothing is installed, no disk image is made.
+same files (9p), so it runs this very checkout; it can write only to its own /tmp, /run and /var/lib
+and to one directory of ours. Nothing is installed, no disk image is made.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import os
 import shlex
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ for m in {modules}; do [ ! -e /$m.ko ] || $b insmod /$m.ko || echo "no module $m
 opts=trans=virtio,version=9p2000.L,msize=512000
 $b mount -t 9p -o ro,cache=loose,$opts root /new || $b poweroff -f
 $b mount -o bind /new /host
-for d in /tmp /run; do $b mount -t tmpfs tmpfs /new$d; done
+for d in /tmp /run /var/lib; do $b mount -t tmpfs tmpfs /new$d; done
 $b mkdir -p /new/run/out /new/run/netns
 for d in {keep}; do  # what the checkout needs of what tmpfs has just hidden
   [ -e /new$d ] || {{ $b mkdir -p /new$d; $b mount -o bind /host$d /new$d; }}
@@ -142,6 +143,7 @@ def run(
     environment: Mapping[str, str],
     keep: Sequence[Path] = (),
     timeout: float = 600,
+    say: Callable[[str], None] | None = None,
 ) -> Result:
     """Boot, run a command in the checkout, and power off.
 
@@ -152,6 +154,7 @@ def run(
         environment: exported before.
         keep: directories to show even if the guest's own /tmp or /run would hide them.
         timeout: seconds; then the emulator is killed.
+        say: called with what the command prints, while it does.
     """
     (share / "initramfs").write_bytes(_initramfs(cache, (ROOT, cache, *keep)))
     exports = "\n".join(f"export {key}={shlex.quote(value)}" for key, value in environment.items())
@@ -176,6 +179,9 @@ def run(
     with subprocess.Popen(
         arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
+        ended = threading.Event()
+        follower = threading.Thread(target=_follow, args=(share / "output", ended, say or _mute))
+        follower.start()
         try:
             said, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -184,6 +190,9 @@ def run(
         except BaseException:
             process.kill()
             raise
+        finally:
+            ended.set()
+            follower.join()
     status = share / "status"
     output = share / "output"
     return Result(
@@ -193,3 +202,22 @@ def run(
         + (console.read_text("utf-8", "replace") if console.exists() else ""),
         seconds=time.monotonic() - start,
     )
+
+
+def _mute(_: str) -> None:
+    """Say nothing."""
+
+
+def _follow(path: Path, ended: threading.Event, say: Callable[[str], None]) -> None:
+    """Pass on what a file grows by, until told that it has ended."""
+    place = 0
+    while True:
+        last = ended.wait(0.5)
+        if path.exists():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                file.seek(place)
+                if text := file.read():
+                    say(text)
+                place = file.tell()
+        if last:
+            return

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import ipaddress
 import os
 import pickle
+import resource
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -48,6 +51,24 @@ def ping(
     return got
 
 
+def ping_until(address: str, seconds: float) -> bool:
+    """Ping every 2 ms, answers or not, until one comes; whether it came in time."""
+    pinger = Pinger(address)
+    end = time.monotonic() + seconds
+    try:
+        while time.monotonic() < end:
+            pinger.send()
+            rest = time.monotonic() + 0.002
+            while (left := rest - time.monotonic()) > 0:
+                if select.select([pinger.socket], [], [], left)[0] and pinger.answered(
+                    latest=False
+                ):
+                    return True
+        return False
+    finally:
+        pinger.close()
+
+
 class Pinger:
     """An ICMP or ICMPv6 echo client with don't-fragment set."""
 
@@ -61,35 +82,47 @@ class Pinger:
             self.socket.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
         self.payload = b"x" * (size - (48 if self.v6 else 28))
         self.sequence = 0
+        self.ident = os.getpid() & 0xFFFF
 
     def one(self, timeout: float) -> int:
         """Send one request; 1 when its answer came."""
-        self.sequence = (self.sequence + 1) & 0xFFFF
-        kind = 128 if self.v6 else 8
-        ident = os.getpid() & 0xFFFF
-        head = struct.pack("!BBHHH", kind, 0, 0, ident, self.sequence)
-        body = head + self.payload
-        if not self.v6:
-            padded = body + b"\0" * (len(body) & 1)
-            body = struct.pack("!BBHHH", kind, 0, checksum(padded), ident, self.sequence)
-            body += self.payload
-        try:
-            self.socket.sendto(body, (self.address, 0))
-        except OSError:
+        if not self.send():
             return 0
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
             if not select.select([self.socket], [], [], left)[0]:
                 return 0
-            try:
-                data = self.socket.recv(65536)
-            except OSError:
-                return 0
-            data = data if self.v6 else data[(data[0] & 15) * 4 :]
-            wanted = (129 if self.v6 else 0, ident, self.sequence)
-            if (data[0], *struct.unpack_from("!HH", data, 4)) == wanted:
+            if self.answered():
                 return 1
         return 0
+
+    def send(self) -> bool:
+        """Send the next request; whether the kernel took it."""
+        self.sequence = (self.sequence + 1) & 0xFFFF
+        kind = 128 if self.v6 else 8
+        head = struct.pack("!BBHHH", kind, 0, 0, self.ident, self.sequence)
+        body = head + self.payload
+        if not self.v6:
+            padded = body + b"\0" * (len(body) & 1)
+            body = struct.pack("!BBHHH", kind, 0, checksum(padded), self.ident, self.sequence)
+            body += self.payload
+        try:
+            self.socket.sendto(body, (self.address, 0))
+        except OSError:
+            return False
+        return True
+
+    def answered(self, *, latest: bool = True) -> bool:
+        """Read one packet; whether it answers the latest request, or any."""
+        try:
+            data = self.socket.recv(65536)
+        except OSError:
+            return False
+        data = data if self.v6 else data[(data[0] & 15) * 4 :]
+        ident, sequence = struct.unpack_from("!HH", data, 4)
+        return (data[0], ident) == (129 if self.v6 else 0, self.ident) and (
+            sequence == self.sequence or not latest
+        )
 
     def close(self) -> None:
         """Close the socket."""
@@ -114,6 +147,7 @@ class Background:
 
 _background: dict[str, Background] = {}
 _servers: list[Any] = []
+_started: dict[int, subprocess.Popen[str]] = {}
 
 
 def ping_start(address: str, interval: float = 0.002, timeout: float = 1.0) -> None:
@@ -127,6 +161,33 @@ def ping_start(address: str, interval: float = 0.002, timeout: float = 1.0) -> N
             got += pinger.one(timeout)
             stop.wait(interval)
         pinger.close()
+        return sent, got
+
+    _background["ping"] = Background(work)
+
+
+def ping_in(path: str, address: str, interval: float = 0.002, timeout: float = 1.0) -> None:
+    """Ping from another namespace, by path, until ping_stop."""
+    made: list[Pinger] = []
+
+    def make() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        with Path(path).open("rb") as file:
+            if libc.setns(file.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+        made.append(Pinger(address))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+
+    def work(stop: threading.Event) -> tuple[int, int]:
+        sent = got = 0
+        while not stop.is_set():
+            sent += 1
+            got += made[0].one(timeout)
+            stop.wait(interval)
+        made[0].close()
         return sent, got
 
     _background["ping"] = Background(work)
@@ -188,6 +249,12 @@ def fetch(address: str, size: int = 0, port: int = 7777, timeout: float = 5.0) -
             got += len(connection.recv(1 << 16))
         sender.join()
     return seen.decode().strip(), got
+
+
+def segment(address: str, port: int = 7777) -> int:
+    """Return the largest TCP segment that a connection would send, bytes."""
+    with socket.create_connection((address, port), timeout=5.0) as connection:
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
 
 
 def stream_start(address: str, port: int = 7777) -> None:
@@ -272,6 +339,13 @@ def capture_start(device: str) -> None:
     _background["capture"] = Background(work)
 
 
+def sums_by_device(device: str, *, on: bool) -> None:
+    """Say whether checksums are left to a device of this namespace."""
+    from agent.dataplane import ethtool
+
+    ethtool.set_checksums(device, on=on)
+
+
 def inject(device: str, frames: list[bytes]) -> None:
     """Send whole frames out of a device."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
@@ -308,6 +382,37 @@ def sh(command: str) -> str:
     if done.returncode:
         raise RuntimeError(f"{command!r}: {done.stderr}")
     return done.stdout
+
+
+def start(words: list[str]) -> int:
+    """Start a program and return its process id once it listens, as its first lines of output say."""
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    _started[process.pid] = process
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "listening" in line:
+            break
+    return process.pid
+
+
+def await_end(pid: int, timeout: float = 5.0) -> None:
+    """Wait for a program's end; kill it if it does not."""
+    process = _started.pop(pid)
+    try:
+        process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
+def patiently(words: list[str], attempts: int = 5) -> str:
+    """Run a program until it succeeds and return what it printed."""
+    for attempt in range(attempts):
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+        if done.returncode == 0:
+            return done.stdout
+        time.sleep(0.1 * attempt)
+    raise RuntimeError(f"{words}: {done.stdout[-500:]} {done.stderr}")
 
 
 def read(path: str) -> str:
@@ -375,6 +480,51 @@ def plane(name: str, *args: Any, **kwargs: Any) -> Any:
     return _planes[-1].call(name, *args, **kwargs)
 
 
+def crash(settings: Any, wanted: Any, step: int, name: str, *args: Any) -> bool:
+    """Take over as a new daemon, then die by SIGKILL before operation ``step`` of a call.
+
+    Returns whether it died; when not, the call had fewer operations and is done.
+    """
+    pid = os.fork()
+    if pid == 0:
+        status = 3
+        try:
+            made = Plane(settings)
+            made.call("reconcile", wanted)
+            left = [step]
+
+            def before(_: str, __: Any) -> None:
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left[0] -= 1
+
+            engine = made.plane._engine
+            assert engine is not None
+            engine._run.before = before
+            made.call(name, *args)
+            made.stop()
+            status = 0
+        except BaseException:  # noqa: BLE001  # a forked process has nobody to hand it to
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code not in {0, -signal.SIGKILL}:
+        raise RuntimeError(f"the crashing process ended with {code}")
+    return code != 0
+
+
+def succeed(settings: Any, wanted: Any) -> tuple[Any, Any, Any]:
+    """Take over as a new daemon and end in good order; two reconciles and a check."""
+    made = Plane(settings)
+    try:
+        return tuple(
+            made.call(*call) for call in (("reconcile", wanted), ("reconcile", wanted), ("check",))
+        )
+    finally:
+        made.stop()
+
+
 def plane_gone() -> list[str]:
     """Return the endpoints reported as gone."""
     return list(_planes[-1].gone)
@@ -414,6 +564,111 @@ def namespaces(count: int, directory: str) -> list[str]:
     thread.start()
     thread.join()
     return paths
+
+
+def reach(pairs: list[tuple[str, str]], timeout: float = 2.0) -> list[tuple[str, str]]:
+    """Ping once from each namespace (by path) to an address; return the pairs that got no answer.
+
+    All requests are on their way at once; those without an answer are tried again until the time is up.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    pingers: dict[int, tuple[Pinger, tuple[str, str]]] = {}
+
+    def enter(path: str) -> None:
+        with Path(path).open("rb") as file:
+            if libc.setns(file.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+
+    def make() -> None:
+        for path, address in pairs:
+            enter(path)
+            pinger = Pinger(address)
+            pingers[pinger.socket.fileno()] = (pinger, (path, address))
+
+    def attempt(left: set[int], wait: float) -> None:
+        poller = select.poll()
+        for fd in left:
+            pinger, _ = pingers[fd]
+            poller.register(fd, select.POLLIN)
+            pinger.send()
+        end = time.monotonic() + wait
+        while left and (rest := end - time.monotonic()) > 0:
+            for fd, _ in poller.poll(rest * 1000):
+                if pingers[fd][0].answered():
+                    poller.unregister(fd)
+                    left.discard(fd)
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    left = set(pingers)
+    end = time.monotonic() + timeout
+    while left and time.monotonic() < end:
+        attempt(left, 0.5)
+    missing = [pingers[fd][1] for fd in left]
+    for pinger, _ in pingers.values():
+        pinger.close()
+    return missing
+
+
+def memory() -> int:
+    """Return the memory this process holds, bytes."""
+    words = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def bare_attaches(paths: list[str]) -> list[float]:
+    """Give each namespace (by path) a veth, an address and nothing else, and take it away again.
+
+    One prepared message a step, so that what is measured is the kernel; returns seconds each.
+    """
+    from agent.dataplane import netlink
+    from agent.dataplane.channel import Channel
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    took = []
+
+    def work() -> None:
+        home = Channel()
+        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        for number, path in enumerate(paths):
+            fd = os.open(path, os.O_RDONLY)
+            name, mac = f"bare{number}", f"02:42:63:00:{number >> 8:02x}:{number & 255:02x}"
+            message = netlink.veth(
+                name=name, mac=mac, mtu=1450, group=1, peer="eth0", peer_mac=mac, peer_netns=fd
+            )
+            start = time.perf_counter()
+            home.check([message])
+            home.check([netlink.set_link(home.index(name), up=True)])
+            libc.setns(fd, CLONE_NEWNET)
+            inner = Channel()
+            libc.setns(own, CLONE_NEWNET)
+            index = inner.index("eth0")
+            value = ipaddress.ip_interface(f"10.99.{number >> 8}.{number & 255}/16")
+            inner.check([netlink.set_link(index, up=True), netlink.address(index, value, add=True)])
+            took.append(time.perf_counter() - start)
+            inner.close()
+            os.close(fd)
+        home.check([netlink.delete_group(1)])
+        home.close()
+        os.close(own)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return took
+
+
+def timed_unplugs(endpoint_ids: list[str]) -> list[float]:
+    """Unplug endpoints one after the other and return how many seconds each took."""
+    took = []
+    for endpoint_id in endpoint_ids:
+        start = time.perf_counter()
+        _planes[-1].call("unplug", endpoint_id)
+        took.append(time.perf_counter() - start)
+    return took
 
 
 def drop_namespaces(paths: list[str]) -> None:

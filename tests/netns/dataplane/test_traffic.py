@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from swarm.errors import ConflictError
+
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 
@@ -181,3 +183,36 @@ def test_nobody_speaks_with_anothers_address(world: Any, network: Any, v6: bool)
     c.call("send_udp", f"{base}2", f"{base}3", 7781)
     assert b.call("finish", "count") == []
     assert one.plane("check").drift == 0
+
+
+def test_segments_are_clamped_to_what_the_tunnel_carries(world: Any, network: Any) -> None:
+    """Also when both containers have raised the MTU of their interfaces."""
+    net = network(1, "10.0.1.0/24", "fd00:1::/64")
+    one, two = world.pair()
+    for node in (one, two):
+        node.plane("put_network", net)
+    a = world.plug(one, net, "10.0.1.2/24", "fd00:1::2/64")
+    b = world.plug(two, net, "10.0.1.3/24", "fd00:1::3/64")
+    world.gossip()
+    for address, headers in (("10.0.1.3", 20), ("fd00:1::3", 40)):
+        b.call("serve", address)
+        usual = a.call("segment", address)
+        assert usual == 1450 - headers - 20 - 12  # TCP and its time stamps
+        for box in (a, b):
+            box.sh("ip link set eth0 mtu 1500")
+        assert a.call("segment", address) == usual
+        assert a.call("fetch", address, 200_000)[1] == 200_000
+        for box in (a, b):
+            box.sh("ip link set eth0 mtu 1450")
+
+
+def test_a_subnet_of_the_hosts_own_is_refused(world: Any, network: Any) -> None:
+    """Before anything is made; the text names subnet, route and device."""
+    one, _ = world.pair(planes=1)
+    one.sh("ip link add lan0 type veth peer name lan1; ip addr add 10.0.1.5/24 dev lan0")
+    one.sh("ip link set lan0 up; ip link set lan1 up; ip route add 10.8.0.0/16 via 10.0.1.9")
+    for net in (network(1), network(2, "10.8.0.0/16")):
+        with pytest.raises(ConflictError, match="this host reaches by lan0"):
+            one.plane("put_network", net)
+    assert not list((one.settings.run_dir / "netns").glob("*"))
+    one.plane("put_network", network(3, "10.8.1.0/24"))

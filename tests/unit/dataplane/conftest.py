@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from agent.dataplane import names
+from agent.dataplane.executor import HomeRoute
 from agent.dataplane.exits import HOME
 from agent.dataplane.model import (
     Encryption,
     Endpoint,
+    IPAddress,
     IpsecKey,
     NetnsRef,
     Network,
@@ -62,6 +64,7 @@ class FakeKernel:
         self.watched = True
         self.boxes: dict[str, set[str]] = {}
         self.mtu: int | None = 1500
+        self.routes: tuple[HomeRoute, ...] = ()
         self.applied = 0
         self.fail_after: int | None = None
 
@@ -103,6 +106,10 @@ class FakeKernel:
         places = {HOME: self.home, SHIELD: self.shield}
         return places[name] if name in places else self.held[name]
 
+    def home_routes(self) -> tuple[HomeRoute, ...]:
+        """Return what the test set."""
+        return self.routes
+
     def underlay_mtu(self) -> int | None:
         """Return what the test set."""
         return self.mtu
@@ -138,6 +145,12 @@ class FakeKernel:
                     assert any(
                         isinstance(p, Policy) and p.spi is None for p in self.shield.values()
                     )
+
+    def open_chamber(self, peers: Collection[IPAddress]) -> None:
+        """There is no place to try paths from."""
+
+    def close_chamber(self) -> None:
+        """There was none."""
 
     def reachable(self, netns: NetnsRef) -> bool:
         """Tell whether the container lives."""

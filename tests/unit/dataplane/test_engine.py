@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from agent.dataplane.engine import Engine
+from agent.dataplane.executor import HomeRoute
 from agent.dataplane.model import Settings, Wanted
 from agent.dataplane.objects import Fdb, Inside, Port, Route, Sysctl, Vxlan
 from agent.dataplane.planner import NetworkState, plan
@@ -139,14 +141,8 @@ def test_any_history_leaves_the_kernel_as_wanted(
             agree(engine, kernel)
     kernel.fail_after = None
     # A daemon that starts anew, told the same, has nothing to do.
-    states = list(engine._networks.values())
-    wanted = Wanted(
-        networks=tuple(engine._asked[state.network.id] for state in states),
-        endpoints=tuple(e for state in states for e in state.endpoints.values()),
-        peers=tuple(p for state in states for p in state.peers.values()),
-        vips=tuple((state.network.id, vip) for state in states for vip in state.vips),
-    )
-    for state in states:
+    wanted = wanted_of(engine)
+    for state in engine._networks.values():
         if engine._fit(engine._asked[state.network.id]) != state.network:
             return  # the underlay changed since: something is to do
     if kernel.mtu is None or (
@@ -163,6 +159,108 @@ def test_any_history_leaves_the_kernel_as_wanted(
     agree(heir, kernel)
     heir.destroy()
     assert kernel.held == kernel.home == kernel.shield == {}
+
+
+ROUTES = [
+    ("10.0.1.0/24", "eth0", True, True),
+    ("10.0.0.0/16", "eth0", True, True),
+    ("10.0.1.128/25", "tun0", False, True),
+    ("10.0.1.0/24", "", False, True),
+    ("fd00:1::/48", "eth0", True, True),
+    ("10.0.0.0/8", "eth0", False, False),
+    ("10.0.2.0/24", "eth0", True, False),
+    ("10.0.1.0/24", "ovmesh0", True, False),
+    ("fd00:2::/64", "eth0", True, False),
+]
+
+
+@pytest.mark.parametrize(("target", "device", "direct", "refused"), ROUTES)
+def test_a_subnet_that_the_host_reaches_elsewhere_is_refused_before_use(
+    make: Any, settings: Settings, target: str, device: str, direct: bool, refused: bool
+) -> None:
+    """Nothing is made then; a router that is there already stays, for its containers run."""
+    kernel = make.kernel()
+    engine = Engine(settings, kernel)
+    network = make.network(1, v6=True)
+    kernel.routes = (HomeRoute(ipaddress.ip_network(target), device, direct),)
+    if refused:
+        with pytest.raises(ConflictError, match=f"n1 overlaps {target}.*another --subnet"):
+            engine.put_network(network)
+        assert kernel.held == {}
+        assert engine.networks() == ()
+    else:
+        engine.put_network(network)
+    kernel.routes = ()
+    engine.put_network(network)
+    kernel.routes = (HomeRoute(ipaddress.ip_network(target), device, direct),)
+    engine.put_network(replace(network, mtu=1300))
+    heir = Engine(settings, kernel)
+    assert heir.reconcile(wanted_of(engine)).failed == ()
+
+
+class DiedError(BaseException):
+    """The process is gone: nothing handles it."""
+
+
+CHANGES = STEPS.filter(lambda step: step[0] not in {"fail_after", "mtu", "end_box", "check_shield"})
+
+
+@given(steps=st.lists(CHANGES, max_size=12), last=CHANGES, lives=st.integers(0, 40))
+@hypothesis_settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@pytest.mark.slow
+def test_dying_at_any_point_of_any_plan_is_mended_by_the_next_agent(
+    make: Any, settings: Settings, steps: list[tuple[Any, ...]], last: tuple[Any, ...], lives: int
+) -> None:
+    """Told what was wanted before, or what was wanted after: the kernel gets there, and stays."""
+    kernel, twin = make.kernel(), make.kernel()
+    engines = []
+    for one in (kernel, twin):
+        one.boxes = {f"/box/{number}": set() for number in range(2, 10)}
+        engine = Engine(settings, one)
+        engines.append(engine)
+        for step in steps:
+            with contextlib.suppress(SwarmError):
+                perform(make, engine, one, step)
+    engine, complete = engines
+    before = wanted_of(engine)
+    with contextlib.suppress(SwarmError):
+        perform(make, complete, twin, last)
+    left = [lives]
+
+    def point(_: str, __: Any) -> None:
+        if left[0] == 0:
+            raise DiedError
+        left[0] -= 1
+
+    engine._run.before = point
+    with contextlib.suppress(SwarmError, DiedError):
+        perform(make, engine, kernel, last)
+    for wanted, ring in (
+        (before, engine._shield._ring),
+        (wanted_of(complete), complete._shield._ring),
+    ):
+        heir = Engine(settings, kernel)
+        if ring is not None:
+            heir.set_keys(ring.live, 0)
+        assert heir.reconcile(wanted).failed == ()
+        agree(heir, kernel)
+        assert heir.reconcile(wanted).operations == 0
+        agree(heir, kernel)
+
+
+def wanted_of(engine: Engine) -> Wanted:
+    """What a daemon that starts anew would be told."""
+    states = list(engine._networks.values())
+    return Wanted(
+        networks=tuple(engine._asked[state.network.id] for state in states),
+        endpoints=tuple(e for state in states for e in state.endpoints.values()),
+        peers=tuple(p for state in states for p in state.peers.values()),
+        vips=tuple((state.network.id, vip) for state in states for vip in state.vips),
+    )
 
 
 @given(data=st.data())
