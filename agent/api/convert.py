@@ -128,6 +128,7 @@ def gossip(running: Gossip) -> local_pb2.GossipStatusResponse:
             "dropped": stats.dropped,
             "trimmed": stats.trimmed,
             "largest_frame": stats.largest_frame,
+            "stalled_seconds": int(stats.stalled),
         },
         tables=[
             local_pb2.GossipTable(

@@ -17,8 +17,9 @@ import structlog
 
 from agent.balancer.hostports import parse
 from agent.node import host
-from agent.node.coordinator import AttachRequest, Coordinator
+from agent.node.coordinator import Coordinator
 from agent.node.node import Node
+from agent.node.request import AttachRequest
 from agent.node.state import Attachment
 from agent.workload.naming import generate_name
 from agent.workload.runtime import Runtime

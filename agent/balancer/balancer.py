@@ -10,8 +10,8 @@ from typing import Final, Protocol, TypeVar
 
 import structlog
 
-from agent.balancer import conntrack, published, ruleset
-from agent.balancer.planner import Applied, Rules, plan
+from agent.balancer import audit, conntrack, published, ruleset
+from agent.balancer.planner import Applied, Rules, plan, texts
 from agent.balancer.table import Back, Backend, Front, IPAddress, Table, Target
 from agent.dataplane.nft import Nft
 from swarm.errors import NotFoundError, SwarmError
@@ -23,6 +23,9 @@ HOST: Final = ""
 
 RETRY: Final = 1.0
 """Seconds after which a refused change is tried again."""
+
+AUDIT: Final = 60.0
+"""Seconds between two comparisons of all tables with what they should be; other people have hands, too."""
 
 log = structlog.get_logger(component="balancer")
 
@@ -72,10 +75,14 @@ class Balancer:
 
     Args:
         dataplane: has the routers.
+        audit: seconds between two comparisons of all tables.
     """
 
-    def __init__(self, dataplane: DataplanePort) -> None:
+    def __init__(self, dataplane: DataplanePort, *, audit: float = AUDIT) -> None:
         self._dataplane = dataplane
+        self._every = audit
+        self.drift = 0
+        """Tables that somebody else had changed, and that were made anew."""
         self._networks: dict[str, _Network] = {HOST: _Network(rules=published)}
         self._dirty = asyncio.Event()
 
@@ -126,7 +133,8 @@ class Balancer:
     def serves(self, network_id: str, front: Front) -> bool:
         """Tell whether a virtual address, or a port, has backends."""
         network = self._networks.get(network_id)
-        return network is not None and bool(network.table.slots(front))
+        slots = None if network is None else network.table.slots(front)
+        return slots is not None and bool(slots.backs)
 
     def close(self, network_id: str) -> None:
         """Say that a network's router, or the host's table, is not to be touched any more."""
@@ -155,9 +163,13 @@ class Balancer:
 
     async def run(self) -> None:
         """Apply changes until cancelled; the rules stay."""
+        due = _now() + self._every
         while True:
-            await self._pause()
+            await self._pause(due)
             self._dirty.clear()
+            if _now() >= due:
+                await self._audit()
+                due = _now() + self._every
             failed = False
             for network_id, network in tuple(self._networks.items()):
                 network.table.expire(_now())
@@ -175,11 +187,33 @@ class Balancer:
                 await asyncio.sleep(RETRY)
                 self._dirty.set()
 
-    async def _pause(self) -> None:
+    async def _audit(self) -> None:
+        """Compare every table with what it should be; one that differs is made anew by the next step."""
+        for network_id, network in tuple(self._networks.items()):
+            if not network.open or network.unsure or network.applied is None:
+                continue
+            try:
+                wrong = await self._look(network_id, network.rules, network.applied)
+            except SwarmError as error:
+                log.warning("balancer.audit.failed", network=network_id, reason=str(error))
+                continue
+            if wrong:
+                self.drift += 1
+                log.warning("balancer.drifted", network=network_id, what=wrong)
+                network.doubt()
+
+    async def _look(self, network_id: str, rules: Rules, applied: Applied) -> str:
+        commands, elements = texts(rules, applied)
+        return await self._dataplane.within(
+            network_id,
+            lambda nft: audit.differs(nft, rules.table_name(), rules=commands, elements=elements),
+        )
+
+    async def _pause(self, until: float) -> None:
         deadlines = (network.table.deadline() for network in self._networks.values())
-        due = min((each for each in deadlines if each is not None), default=None)
+        due = min((each for each in deadlines if each is not None), default=until)
         try:
-            async with asyncio.timeout_at(due):
+            async with asyncio.timeout_at(min(due, until)):
                 await self._dirty.wait()
         except TimeoutError:
             return

@@ -25,7 +25,7 @@ _DELETE: Final = (1 << 8) | 2
 _DUMP: Final = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
 _ACK: Final = 0x5  # NLM_F_REQUEST | NLM_F_ACK
 _ERROR, _DONE = 2, 3
-_ORIGINAL, _REPLY, _PROTOINFO, _ID, _ZONE = 1, 2, 4, 12, 18
+_ORIGINAL, _REPLY, _PROTOINFO, _MARK, _ID, _ZONE = 1, 2, 4, 8, 12, 18
 _HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _BUFFER: Final = 1 << 16
@@ -45,12 +45,14 @@ class Flow:
         protocol: number in the IP header.
         backend: where it leads: the source of its replies.
         tcp_state: as the kernel numbers them; 0 for other protocols.
+        mark: of the connection.
         identity: the attributes by which it is deleted.
     """
 
     protocol: int
     backend: IPAddress
     tcp_state: int
+    mark: int = 0
     identity: bytes
 
     @property
@@ -74,7 +76,20 @@ def forget(backends: Collection[IPAddress]) -> int:
     Raises:
         HostError: the kernel refused.
     """
-    found = list(_flows(backends))
+    return _delete(list(_flows(backends)))
+
+
+def forget_marks(marks: Collection[int]) -> int:
+    """Forget every flow that carries one of these marks; return how many there were.
+
+    Raises:
+        HostError: the kernel refused.
+    """
+    found = [flow for version in _FAMILIES for flow in _listed(version) if flow.mark in marks]
+    return _delete(found)
+
+
+def _delete(found: Collection[Flow]) -> int:
     by_family: dict[int, list[Flow]] = {}
     for flow in found:
         by_family.setdefault(_FAMILIES[flow.backend.version], []).append(flow)
@@ -98,41 +113,50 @@ def _acknowledged(data: bytes) -> None:
 def _flows(backends: Collection[IPAddress]) -> Iterator[Flow]:
     wanted = {ip.packed for ip in backends}
     for version in {ip.version for ip in backends}:
-        with _open() as channel:
-            channel.send(_message(_GET, _DUMP, 1, _FAMILIES[version], b""))
-            while True:
-                data = channel.recv(_BUFFER)
-                done = False
-                for kind, body in _messages(data):
-                    if kind == _ERROR:
-                        (number,) = struct.unpack_from("=i", body)
-                        raise HostError(f"cannot list connections: {os.strerror(-number)}")
-                    if kind == _DONE:
-                        done = True
-                    elif (flow := parse(body[4:], wanted)) is not None:
-                        yield flow
-                if done:
-                    break
+        yield from _listed(version, wanted)
 
 
-def parse(body: bytes, backends: Collection[bytes]) -> Flow | None:
+def _listed(version: int, backends: Collection[bytes] | None = None) -> Iterator[Flow]:
+    with _open() as channel:
+        channel.send(_message(_GET, _DUMP, 1, _FAMILIES[version], b""))
+        while True:
+            data = channel.recv(_BUFFER)
+            done = False
+            for kind, body in _messages(data):
+                if kind == _ERROR:
+                    (number,) = struct.unpack_from("=i", body)
+                    raise HostError(f"cannot list connections: {os.strerror(-number)}")
+                if kind == _DONE:
+                    done = True
+                elif (flow := parse(body[4:], backends)) is not None:
+                    yield flow
+            if done:
+                break
+
+
+def parse(body: bytes, backends: Collection[bytes] | None) -> Flow | None:
     """Read one entry, as the kernel lists it; None if it does not lead to one of ``backends``.
 
     Args:
         body: its attributes.
-        backends: packed addresses.
+        backends: packed addresses; None for any.
     """
     found = dict(_attributes(body))
     reply = dict(_attributes(found.get(_REPLY, b"")))
     address = dict(_attributes(reply.get(1, b"")))
     source = address.get(1) or address.get(3)  # CTA_IP_V4_SRC, CTA_IP_V6_SRC
-    if source is None or source not in backends:
+    if (
+        source is None
+        or len(source) not in {4, 16}
+        or (backends is not None and source not in backends)
+    ):
         return None
     protocol = dict(_attributes(reply.get(2, b""))).get(1, b"\0")[0]
     state = 0
     for _, tcp in _attributes(found.get(_PROTOINFO, b"")):
         state = dict(_attributes(tcp)).get(1, b"\0")[0]
         break
+    mark = found.get(_MARK, b"")
     identity = _pack(_ORIGINAL | 0x8000, found.get(_ORIGINAL, b""))
     for number in (_ID, _ZONE):
         if number in found:
@@ -141,6 +165,7 @@ def parse(body: bytes, backends: Collection[bytes]) -> Flow | None:
         protocol=protocol,
         backend=ipaddress.ip_address(source),
         tcp_state=state if protocol == _TCP else 0,
+        mark=int.from_bytes(mark) if len(mark) == 4 else 0,
         identity=identity,
     )
 

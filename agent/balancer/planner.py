@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from agent.balancer.table import Back, Front, IPAddress
+from agent.balancer.audit import canonical
+from agent.balancer.table import Front, IPAddress, Slots, group
 
-Slots = tuple[Back, ...]
+Size = tuple[str, int, bool]
+"""Group, number of slots, sticky: what a chain is for."""
+
+NOTHING = Slots()
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -20,22 +24,28 @@ T = TypeVar("T")
 class Rules(Protocol):
     """The text of one table; :mod:`agent.balancer.ruleset` and :mod:`~agent.balancer.published`."""
 
+    def table_name(self) -> str:
+        """Return what the table is called."""
+
+    def groups(self) -> tuple[str, ...]:
+        """Return the groups of fronts it has."""
+
     def skeleton(self) -> list[str]:
         """Return the commands that make the table anew, without elements."""
 
     def destroy(self) -> str:
         """Return the commands that remove the table."""
 
-    def chain_name(self, version: int, size: int) -> str:
-        """Return the chain for services of ``size`` backends."""
+    def chain_name(self, group: str, size: int, sticky: bool) -> str:  # a Size, spread
+        """Return the chain for services of ``size`` slots."""
 
-    def chain(self, version: int, size: int) -> list[str]:
+    def chain(self, group: str, size: int, sticky: bool) -> list[str]:  # likewise
         """Return the commands that make it."""
 
     def slot(self, front: Front, number: int) -> str:
         """Return the key of a slot."""
 
-    def elements(self, verb: str, name: str, version: int, texts: Sequence[str]) -> list[str]:
+    def elements(self, verb: str, name: str, group: str, texts: Sequence[str]) -> list[str]:
         """Return the commands that add or delete elements."""
 
 
@@ -45,12 +55,12 @@ class Applied:
 
     Attributes:
         slots: backends of each virtual address.
-        sizes: (IP version, number of backends) for which there is a chain.
+        sizes: for which there is a chain.
         hairpins: local backends, each with the address it meets itself under.
     """
 
     slots: dict[Front, Slots] = field(default_factory=dict)
-    sizes: set[tuple[int, int]] = field(default_factory=set)
+    sizes: set[Size] = field(default_factory=set)
     hairpins: dict[IPAddress, IPAddress] = field(default_factory=dict)
 
     def take(self, change: Change) -> None:
@@ -74,7 +84,7 @@ class Change:
     commands: str
     slots: Mapping[Front, Slots | None]
     hairpins: Mapping[IPAddress, IPAddress | None]
-    sizes: frozenset[tuple[int, int]]
+    sizes: frozenset[Size]
     appeared: frozenset[Front]
 
 
@@ -82,19 +92,22 @@ class _Batch:
     """Elements by what is done to them; deletions take effect first."""
 
     def __init__(self) -> None:
-        self._texts: dict[tuple[str, str, int], list[str]] = {}
+        self._texts: dict[tuple[str, str, str], list[str]] = {}
 
-    def add(self, name: str, version: int, text: str) -> None:
-        self._texts.setdefault(("add", name, version), []).append(text)
+    def add(self, name: str, group: str, text: str) -> None:
+        self._texts.setdefault(("add", name, group), []).append(text)
 
-    def delete(self, name: str, version: int, text: str) -> None:
-        self._texts.setdefault(("delete", name, version), []).append(text)
+    def delete(self, name: str, group: str, text: str) -> None:
+        self._texts.setdefault(("delete", name, group), []).append(text)
+
+    def texts(self, name: str, group: str) -> frozenset[str]:
+        return frozenset(map(canonical, self._texts.get(("add", name, group), ())))
 
     def lines(self, rules: Rules) -> list[str]:
         return [
             line
-            for verb, name, version in sorted(self._texts, reverse=True)
-            for line in rules.elements(verb, name, version, self._texts[verb, name, version])
+            for verb, name, group in sorted(self._texts, reverse=True)
+            for line in rules.elements(verb, name, group, self._texts[verb, name, group])
         ]
 
 
@@ -114,7 +127,11 @@ def plan(
     """
     before = applied or Applied()
     lines = rules.skeleton() if applied is None else []
-    sizes = {(vip.version, len(each)) for vip, each in slots.items() if each} - before.sizes
+    sizes = {
+        (group(vip), len(each.backs), each.sticky)
+        for vip, each in slots.items()
+        if each is not None and each.backs
+    } - before.sizes
     for size in sorted(sizes):
         lines += rules.chain(*size)
     batch = _Batch()
@@ -133,34 +150,49 @@ def plan(
     )
 
 
+def texts(rules: Rules, applied: Applied) -> tuple[list[str], dict[str, frozenset[str]]]:
+    """Return the commands for the rules a table has, and its elements, to compare it with."""
+    lines = rules.skeleton()
+    for size in sorted(applied.sizes):
+        lines += rules.chain(*size)
+    batch = _Batch()
+    for vip, slots in applied.slots.items():
+        _move(rules, batch, vip, None, slots)
+    for ip, router in applied.hairpins.items():
+        _hairpin(batch, ip, None, router)
+    names = [(name, group) for name in ("known", "vips", "slots") for group in rules.groups()]
+    return lines, {f"{name}{where}": batch.texts(name, where) for name, where in names}
+
+
 def _move(rules: Rules, batch: _Batch, vip: Front, old: Slots | None, new: Slots | None) -> None:
-    version = vip.version
+    where = group(vip)
     if (old is None) != (new is None):
-        (batch.delete if new is None else batch.add)("known", version, str(vip))
-    old, new = old or (), new or ()
-    for slot in range(max(len(old), len(new))):
-        was = old[slot] if slot < len(old) else None
-        now = new[slot] if slot < len(new) else None
+        (batch.delete if new is None else batch.add)("known", where, str(vip))
+    old, new = old or NOTHING, new or NOTHING
+    for slot in range(max(len(old.backs), len(new.backs))):
+        was = old.backs[slot] if slot < len(old.backs) else None
+        now = new.backs[slot] if slot < len(new.backs) else None
         if was == now:
             continue
         if was is not None:
-            batch.delete("slots", version, rules.slot(vip, slot))
+            batch.delete("slots", where, rules.slot(vip, slot))
         if now is not None:
-            batch.add("slots", version, f"{rules.slot(vip, slot)} : {now}")
-    if len(old) != len(new):
-        if old:
-            batch.delete("vips", version, str(vip))
-        if new:
-            batch.add("vips", version, f"{vip} : goto {rules.chain_name(version, len(new))}")
+            batch.add("slots", where, f"{rules.slot(vip, slot)} : {now}")
+    if (len(old.backs), old.sticky) != (len(new.backs), new.sticky):
+        if old.backs:
+            batch.delete("vips", where, str(vip))
+        if new.backs:
+            chain = rules.chain_name(where, len(new.backs), new.sticky)
+            batch.add("vips", where, f"{vip} : goto {chain}")
 
 
 def _hairpin(batch: _Batch, ip: IPAddress, old: IPAddress | None, new: IPAddress | None) -> None:
     if old == new:
         return
     if old is not None:
-        batch.delete("self", ip.version, f"{ip} . {ip}")
+        batch.delete("self", f"{ip.version}", f"{ip} . {ip}")
     if new is not None:
-        batch.add("self", ip.version, f"{ip} . {ip} : {new}")
+        batch.add("self", f"{ip.version}", f"{ip} . {ip} : {new}")
 
 
 def _take(held: dict[K, T], changed: Mapping[K, T | None]) -> None:

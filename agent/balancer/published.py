@@ -16,7 +16,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from agent.balancer.ruleset import SEED
 from agent.balancer.table import Front
+from agent.dataplane.names import EXIT_PREFIX
 
 TABLE: Final = "overswarm-ports"
 CHUNK: Final = 64
@@ -32,10 +34,24 @@ _CHAINS: Final = {
     "clean": "type filter hook prerouting priority -99",
     "clean-output": "type filter hook output priority -99",
     "input": "type filter hook input priority 0",
+    "guard": "type filter hook prerouting priority -300",
+    "leave": "type nat hook postrouting priority 99",
 }
 _PORT: Final = "meta l4proto . th dport"
 _LOOPBACK: Final = {4: "ip daddr != 127.0.0.0/8", 6: "ip6 daddr != ::1"}
 _KINDS: Final = {4: "ipv4_addr", 6: "ipv6_addr"}
+_PROTOCOLS: Final = {4: "ip", 6: "ip6"}
+_LEGS: Final = f'"{EXIT_PREFIX}*"'
+
+
+def table_name() -> str:
+    """Return what the table is called."""
+    return TABLE
+
+
+def groups() -> tuple[str, ...]:
+    """Return the groups of ports: IP versions, and each bound to an address or not."""
+    return ("4at", "4", "6at", "6")
 
 
 def skeleton() -> list[str]:
@@ -44,27 +60,46 @@ def skeleton() -> list[str]:
     for chain, hook in _CHAINS.items():
         lines.append(f"add chain inet {TABLE} {chain} {{ {hook}; }}")
         lines.append(f"flush chain inet {TABLE} {chain}")
-    for version, kind in _KINDS.items():
-        for what, name, types in (
-            ("set", "known", "inet_proto . inet_service"),
-            ("map", "vips", "inet_proto . inet_service : verdict"),
-            ("map", "slots", f"inet_proto . inet_service . mark : {kind} . inet_service"),
-        ):
-            lines.append(f"add {what} inet {TABLE} {name}{version} {{ type {types}; }}")
-            lines.append(f"flush {what} inet {TABLE} {name}{version}")
-        unserved = f"{_rule('input')} meta nfproto ipv{version} iif != lo ct state new"
-        local = f"meta nfproto ipv{version} fib daddr type local"
-        lines += [
-            f"{_rule('first')} {local} {_PORT} @known{version} ct state new jump user",
-            f"{_rule('prerouting')} {local} {_PORT} vmap @vips{version}",
-            # What a process sends to this host's own loopback address never leaves it.
-            f"{_rule('output')} {local} {_LOOPBACK[version]} {_PORT} vmap @vips{version}",
-            f"{unserved} meta l4proto tcp {_PORT} @known{version} reject with tcp reset",
-            f"{unserved} {_PORT} @known{version} reject with icmpx port-unreachable",
-        ]
+    for group in groups():
+        lines += _group(group)
+    # A process here that asks a port bound to 127.0.0.1 is answered by the container as by the host;
+    # the container itself must not reach what listens on the host's loopback.
+    lines.append(f"{_rule('guard')} iifname {_LEGS} ip daddr 127.0.0.0/8 drop")
+    lines.append(f"{_rule('leave')} oifname {_LEGS} ip saddr 127.0.0.0/8 masquerade")
     for chain in ("clean", "clean-output"):
         lines.append(f"{_rule(chain)} meta mark & 0xffff0000 == {MARK:#x} meta mark set 0")
     return lines
+
+
+def _group(group: str) -> list[str]:
+    """Return the sets and rules of one group."""
+    version, bound = int(group[0]), group.endswith("at")
+    kind, key = _KINDS[version], _key(group)
+    types = f"{kind} . inet_proto . inet_service" if bound else "inet_proto . inet_service"
+    lines = []
+    for what, name, kinds in (
+        ("set", "known", types),
+        ("map", "vips", f"{types} : verdict"),
+        ("map", "slots", f"{types} . mark : {kind} . inet_service"),
+    ):
+        lines.append(f"add {what} inet {TABLE} {name}{group} {{ type {kinds}; }}")
+        lines.append(f"flush {what} inet {TABLE} {name}{group}")
+    unserved = f"{_rule('input')} meta nfproto ipv{version} iif != lo ct state new"
+    local = f"meta nfproto ipv{version} fib daddr type local"
+    # What a process sends to this host's own loopback address leaves it only where that was asked for.
+    out = local if bound else f"{local} {_LOOPBACK[version]}"
+    return [
+        *lines,
+        f"{_rule('first')} {local} {key} @known{group} ct state new jump user",
+        f"{_rule('prerouting')} {local} {key} vmap @vips{group}",
+        f"{_rule('output')} {out} {key} vmap @vips{group}",
+        f"{unserved} meta l4proto tcp {key} @known{group} reject with tcp reset",
+        f"{unserved} {key} @known{group} reject with icmpx port-unreachable",
+    ]
+
+
+def _key(group: str) -> str:
+    return f"{_PROTOCOLS[int(group[0])]} daddr . {_PORT}" if group.endswith("at") else _PORT
 
 
 def destroy() -> str:
@@ -77,19 +112,20 @@ def remove() -> str:
     return f"add table inet {TABLE}\ndelete table inet {TABLE}"
 
 
-def chain_name(version: int, size: int) -> str:
-    """Return the chain for ports with ``size`` targets."""
-    return f"pick{version}-{size}"
+def chain_name(group: str, size: int, sticky: bool = False) -> str:  # a Size, spread
+    """Return the chain for ports with ``size`` slots."""
+    return f"{'hash' if sticky else 'pick'}{group}-{size}"
 
 
-def chain(version: int, size: int) -> list[str]:
+def chain(group: str, size: int, sticky: bool = False) -> list[str]:  # likewise
     """Return the commands that make such a chain."""
-    name, ip = chain_name(version, size), "ip" if version == 4 else "ip6"
+    name, ip = chain_name(group, size, sticky), _PROTOCOLS[int(group[0])]
+    draw = f"jhash {ip} saddr mod {size} seed {SEED}" if sticky else f"numgen random mod {size}"
     return [
         f"add chain inet {TABLE} {name}",
         f"flush chain inet {TABLE} {name}",
-        f"{_rule(name)} meta mark set numgen random mod {size} offset {MARK:#x}",
-        f"{_rule(name)} dnat {ip} to {_PORT} . meta mark map @slots{version}",
+        f"{_rule(name)} meta mark set {draw} offset {MARK:#x}",
+        f"{_rule(name)} dnat {ip} to {_key(group)} . meta mark map @slots{group}",
     ]
 
 
@@ -98,10 +134,10 @@ def slot(front: Front, number: int) -> str:
     return f"{front} . {MARK + number:#x}"
 
 
-def elements(verb: str, name: str, version: int, texts: Sequence[str]) -> list[str]:
+def elements(verb: str, name: str, group: str, texts: Sequence[str]) -> list[str]:
     """Return the commands that add or delete elements of a set or map."""
     return [
-        f"{verb} element inet {TABLE} {name}{version} {{ {', '.join(texts[start : start + CHUNK])} }}"
+        f"{verb} element inet {TABLE} {name}{group} {{ {', '.join(texts[start : start + CHUNK])} }}"
         for start in range(0, len(texts), CHUNK)
     ]
 

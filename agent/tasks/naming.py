@@ -7,6 +7,7 @@ import ipaddress
 from typing import Final
 
 from agent.node.state import ServicePart
+from swarm import balancing
 from swarm.model import NetworkAttachment, PortProtocol, PublishMode, Task
 
 TASK_LABEL: Final = "com.docker.swarm.task.id"
@@ -69,10 +70,19 @@ def service_part(task: Task, assigned: NetworkAttachment) -> ServicePart:
             for port in task.endpoint.ports
             if network.spec.ingress and port.publish_mode is PublishMode.INGRESS
         ]
+    spread = balancing_of(task)
     return ServicePart(
         service_id=task.service_id,
         service_name=task.service_annotations.name,
         virtual_ips=tuple(virtual),
         aliases=assigned.aliases,
         ports=tuple(ports),
+        weight=spread.weight,
+        sticky=spread.sticky,
+        prefer_local=spread.prefer_local,
     )
+
+
+def balancing_of(task: Task) -> balancing.Balancing:
+    """Return what the labels of service and task say of the spread of flows."""
+    return balancing.parse_lenient(task.service_annotations.labels, task.annotations.labels)

@@ -12,7 +12,7 @@ import structlog
 
 from agent.balancer.hostports import parse
 from agent.node import host
-from agent.node.coordinator import AttachRequest
+from agent.node.request import AttachRequest
 from agent.node.state import Attachment, Stage
 from agent.tasks import naming
 from agent.tasks.listening import is_listening
@@ -372,7 +372,7 @@ class TaskRunner:
                 await self._until(held, ending)
             if not ending.done():
                 await self._drain(held, identity, ending)
-                await self._runtime.stop(identity, grace=self._timing.grace)
+                await self._runtime.stop(identity, grace=self._grace(held.task))
                 await self._networks.container_gone(identity)
                 self._report(held.task, TaskState.SHUTDOWN, workload=self._runtime.get(identity))
                 return
@@ -389,7 +389,7 @@ class TaskRunner:
         self._networks.set_stage(identity, Stage.DRAINING)
         began = self._now()
         await asyncio.wait((ending,), timeout=self._timing.spread)
-        deadline = began + self._timing.spread + self._timing.grace
+        deadline = began + self._timing.spread + self._grace(held.task)
         while not ending.done() and self._now() < deadline:
             flows = await self._networks.flows(identity)
             if not flows:
@@ -398,6 +398,10 @@ class TaskRunner:
         log.info("task.drained", task=held.task.id, seconds=round(self._now() - began, 1))
 
     # -- small parts -----------------------------------------------------------------------
+
+    def _grace(self, task: Task) -> float:
+        grace = naming.balancing_of(task).grace
+        return self._timing.grace if grace is None else float(grace)
 
     async def _until(self, held: _Held, ending: asyncio.Future[int]) -> None:
         change = asyncio.ensure_future(self._next_change(held))

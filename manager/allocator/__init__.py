@@ -32,7 +32,13 @@ from manager.allocator.endpoints import (
     needs_ingress,
 )
 from manager.allocator.networks import address_pools, allocate_network, remove_network
-from manager.allocator.validate import driver_of, is_local, validate_network_spec
+from manager.allocator.validate import (
+    check_platform,
+    driver_of,
+    is_encrypted,
+    is_local,
+    validate_network_spec,
+)
 
 __all__ = [
     "HIGHEST_PORT",
@@ -41,7 +47,9 @@ __all__ = [
     "allocate_attachment",
     "allocate_endpoint",
     "allocate_network",
+    "check_platform",
     "driver_of",
+    "is_encrypted",
     "is_local",
     "needs_ingress",
     "remove_network",

@@ -6,9 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv6Network
-from typing import Final
 
-from manager.allocator.validate import driver_of, is_any_subnet, is_local
+from manager.allocator.validate import ENCRYPTED_OPTION, NO, driver_of, is_any_subnet, is_local
 from manager.store.claims import (
     MAX_VNI,
     MIN_VNI,
@@ -34,10 +33,6 @@ DEFAULT_LENGTH = 24
 V6_LENGTH = 64
 """Prefix length of the IPv6 subnets handed out; RFC 4291 wants it for anything with interfaces."""
 _ULA_BITS = 48
-
-
-ENCRYPTED_OPTION: Final = "encrypted"
-NOT_ENCRYPTED: Final = frozenset({"false", "0", "no", "off"})
 
 
 def allocate_network(view: View, network: Network) -> Network:
@@ -239,6 +234,6 @@ def _driver_options(spec: NetworkSpec) -> dict[str, str]:
     the option is left out of what nodes hear, and every agent and engine agrees.
     """
     options = dict(spec.driver_config.options) if spec.driver_config else {}
-    if options.get(ENCRYPTED_OPTION, "").lower() in NOT_ENCRYPTED:
+    if options.get(ENCRYPTED_OPTION, "").lower() in NO:
         del options[ENCRYPTED_OPTION]
     return options

@@ -6,8 +6,13 @@ import re
 
 from manager.store.claims import vnis_of
 from manager.store.pools import Subnet, parse_address, parse_subnet
-from swarm.errors import InvalidArgumentError, PermissionDeniedError, UnimplementedError
-from swarm.model import Driver, IPAMConfig, NetworkSpec
+from swarm.errors import (
+    InvalidArgumentError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnimplementedError,
+)
+from swarm.model import Driver, IPAMConfig, Network, NetworkSpec, Node
 
 OVERLAY = "overlay"
 LOCAL_DRIVERS = frozenset({"bridge", "host", "ipvlan", "macvlan"})
@@ -24,6 +29,15 @@ MAX_LABELS = 256
 """Labels of one network, and options of one driver."""
 MAX_LABEL_BYTES = 64 * 1024
 """All labels, or all options, together."""
+MTU_OPTION = "com.docker.network.driver.mtu"
+"""The underlay's MTU, as in every engine; the containers' is what the tunnel leaves of it."""
+LEAST_MTU = {4: 576 + 76, 6: 1280 + 76}
+"""What the underlay must carry for containers that speak IPv4 alone, or IPv6 too: 76 bytes are the tunnel's."""
+GREATEST_MTU = 65535
+LAYER2_OPTION = "overswarm.l2"
+ENCRYPTED_OPTION = "encrypted"
+NO = frozenset({"false", "0", "no", "off"})
+"""Values of an option of which, here, the value counts and not the mere presence."""
 LONGEST_PREFIX = {4: 30, 6: 126}
 """A longer prefix leaves no room for a gateway and one attachment."""
 
@@ -51,7 +65,7 @@ def validate_network_spec(spec: NetworkSpec) -> None:
     Raises:
         InvalidArgumentError: a name, driver, subnet, range, gateway, reservation or VNI cannot be right.
         PermissionDeniedError: a label only the swarm itself may set.
-        UnimplementedError: an ingress network with another driver than overlay.
+        UnimplementedError: an ingress network with another driver than overlay, or a bridge.
 
     Source: the checks of SwarmKit's control API and of docker network create; the bounds are ours.
     """
@@ -69,6 +83,7 @@ def validate_network_spec(spec: NetworkSpec) -> None:
         raise UnimplementedError(f"ingress network driver must be {OVERLAY}")
     if driver_of(spec) == OVERLAY:
         vnis_of(spec.driver_config)
+        _validate_options(spec)
     if spec.ipam is not None:
         if spec.ipam.driver is not None and spec.ipam.driver.name not in IPAM_DRIVERS:
             raise InvalidArgumentError(f"ipam driver {spec.ipam.driver.name} not found")
@@ -103,6 +118,47 @@ def _validate_driver(driver: Driver | None) -> None:
     if driver.name != OVERLAY and driver.name not in LOCAL_DRIVERS:
         raise InvalidArgumentError(f"network driver {driver.name} not found")
     _validate_map("driver options", driver.options)
+
+
+def _validate_options(spec: NetworkSpec) -> None:
+    """Check the values of the overlay driver's options: a node could only fail over them later."""
+    options = spec.driver_config.options if spec.driver_config else {}
+    given = options.get(MTU_OPTION, "")
+    if given:
+        least = LEAST_MTU[6 if spec.ipv6_enabled else 4]
+        number = int(given) if given.isascii() and given.isdigit() and len(given) < 6 else -1
+        if number and not least <= number <= GREATEST_MTU:
+            raise InvalidArgumentError(
+                f"{MTU_OPTION}={given:.20} is not an MTU of the underlay: give a number of bytes in"
+                f" {least}-{GREATEST_MTU}, or leave the option out to have it found"
+            )
+    if options.get(LAYER2_OPTION, "false").lower() not in NO:
+        raise UnimplementedError(
+            f"{LAYER2_OPTION}: networks are routed on every node; none of them can be a bridge yet"
+        )
+
+
+def is_encrypted(network: Network) -> bool:
+    """Say whether an allocated network is carried in ESP."""
+    state = network.driver_state
+    return state is not None and ENCRYPTED_OPTION in state.options
+
+
+def check_platform(network: Network, node: Node) -> None:
+    """Check that a node's system can carry a network.
+
+    Raises:
+        PreconditionError: the network is encrypted and the node runs Windows, which has no overlay
+            encryption: Docker lets it join all the same, and it then talks to nobody.
+    """
+    platform = node.description.platform if node.description else None
+    if platform is not None and platform.os.lower() == "windows" and is_encrypted(network):
+        name = (node.description.hostname if node.description else "") or node.id
+        raise PreconditionError(
+            f"node {name} runs Windows, which cannot carry the encrypted network"
+            f" {network.spec.annotations.name}: use a Linux node, or a network without --opt"
+            f" {ENCRYPTED_OPTION}"
+        )
 
 
 def _validate_configs(configs: tuple[IPAMConfig, ...]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from manager.allocator import allocate_attachment
+from manager.allocator import allocate_attachment, check_platform
 from manager.api.access import Caller
 from manager.api.backend import Backend, created, nothing
 from manager.api.balancers import with_balancer, without_balancer
@@ -105,12 +105,13 @@ def attach(tx: Transaction, wish: Wish, *, task_id: str, now: int) -> Task:
         NotFoundError: no such network or node.
         InvalidArgumentError: an ambiguous network, the ingress network, or a wrong address.
         PermissionDeniedError: the network is not attachable.
-        PreconditionError: the node takes nothing, or has no overlay driver.
+        PreconditionError: the node takes nothing, has no overlay driver, or cannot encrypt.
         ConflictError: the asked address is taken.
         ExhaustedError: no address is left.
     """
     network = attachable_network(tx, wish.config.target)
     node = ready_node(tx, wish.node_id)
+    check_platform(network, node)
     attachment = NetworkAttachment(
         network=network,
         addresses=allocate_attachment(tx, network, wish.config.addresses),

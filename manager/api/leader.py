@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from manager.raft.events import Role
-from manager.raft.node import RaftStatus
+from manager.raft.status import RaftStatus
 from swarm.errors import UnavailableError
 
 NO_LEADER: Final = (

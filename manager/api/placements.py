@@ -12,7 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from manager.allocator import allocate_attachment, needs_ingress
+from manager.allocator import (
+    allocate_attachment,
+    check_platform,
+    is_encrypted,
+    needs_ingress,
+)
 from manager.api.balancers import with_balancer
 from manager.api.nodes import OWN_AGENT_LABEL
 from manager.api.servicespecs import (
@@ -23,11 +28,13 @@ from manager.api.servicespecs import (
 )
 from manager.store import Transaction, holds_addresses
 from manager.store.pools import parse_address
+from swarm import balancing
 from swarm.errors import (
     ConflictError,
     ExhaustedError,
     InvalidArgumentError,
     NotFoundError,
+    PreconditionError,
     SwarmError,
 )
 from swarm.model import (
@@ -126,6 +133,7 @@ class Placer:
         if own is None:
             own = self._ready[placement.node_id] = _check_node(tx, placement.node_id)
         plan = self._plan(placement)
+        self._check_platform(placement.node_id, plan.wishes)
         if placement.desired_state not in _STARTS:
             raise InvalidArgumentError("a task is made to be READY or RUNNING")
         for port in plan.host_ports:
@@ -156,6 +164,21 @@ class Placer:
             self._balance(task.node_id, plan.wishes)
             self._balanced.update(balanced)
         return task
+
+    def _check_platform(self, node_id: str, wishes: Iterable[_Wish]) -> None:
+        for wish in wishes:
+            if not is_encrypted(wish.network):
+                continue
+            try:
+                check_platform(wish.network, self._tx.nodes.require(node_id))
+            except PreconditionError as error:
+                raise _refused(
+                    Reason.NODE_LACKS_DRIVER,
+                    str(error),
+                    "place the task on a Linux node",
+                    node_id=node_id,
+                    network_id=wish.network.id,
+                ) from error
 
     def _balance(self, node_id: str, wishes: Iterable[_Wish]) -> None:
         """Give the node its own address on each network; after the tasks', as engines' managers do."""
@@ -390,6 +413,8 @@ def _annotations(placement: Placement, plan: _Plan, task_id: str) -> Annotations
     given = placement.annotations
     if given is not None and len(given.name) > MAX_NAME * 4:
         raise InvalidArgumentError("the name of a task is too long")
+    if given is not None and given.labels:
+        balancing.parse(given.labels)
     if not plan.name or (given is not None and given.name):
         return given or Annotations()
     name = f"{plan.name}.{placement.slot or placement.node_id}.{task_id}"

@@ -13,6 +13,7 @@ from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError, Message
 
 from manager.api.checks import check_labels
+from swarm import balancing
 from swarm.api.docker.swarmkit import specs_pb2
 from swarm.api.overswarm.v1 import scheduler_pb2
 from swarm.errors import InvalidArgumentError, UnimplementedError, WireError
@@ -57,6 +58,7 @@ def check_service_spec(spec: ServiceSpec) -> None:
         UnimplementedError: its tasks would be of a kind services cannot have.
     """
     check_name(spec.annotations)
+    balancing.parse(spec.annotations.labels)
     check_task_spec(spec.task)
     if spec.task.attachment is not None:
         raise UnimplementedError("RuntimeSpec: unimplemented runtime in service spec")

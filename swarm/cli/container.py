@@ -55,7 +55,7 @@ class _DaemonFailureError(SwarmError):
     "-p",
     "--publish",
     multiple=True,
-    metavar="[HOSTPORT:]PORT[/PROTOCOL]",
+    metavar="[[ADDRESS:]HOSTPORT:]PORT[/PROTOCOL]",
     help="Lead a port of this host to the container; ranges as 8000-8009:80-89.",
 )
 @click.option("--ip", default="", help="IPv4 address on the first network.")

@@ -33,6 +33,7 @@ _TABLES = {
     "Tombstones": "TOMBSTONES",
     "Hidden": "HIDDEN",
 }
+_QUEUE = "queue."
 _KEY_ROLES = ("previous", "sending", "next")
 
 
@@ -56,12 +57,20 @@ def gossip(host: str | None, form: str) -> None:
     click.echo(f"Keys:         {', '.join(f'{key} ({role})' for key, role in keys) or 'none'}")
     click.echo(f"Seeds:        {', '.join(status.seeds) or 'none'}")
     click.echo()
-    print_list([_member_row(each) for each in status.members], _MEMBERS, form="table")
+    members = [_member_row(each, status.self_name) for each in status.members]
+    print_list(members, _MEMBERS, form="table")
+    counters = sorted(status.counters.items())
+    queues = [(name, count) for name, count in counters if name.startswith(_QUEUE)]
+    others = [pair for pair in counters if pair not in queues]
     for rows, columns in (
         ([_network(each) for each in status.network_states], _NETWORKS),
         ([_table(each) for each in status.tables], _TABLES),
         (
-            [{"Name": name, "Count": count} for name, count in sorted(status.counters.items())],
+            [{"Name": name.removeprefix(_QUEUE), "Count": count} for name, count in queues],
+            {"Name": "QUEUE", "Count": "WAITING"},
+        ),
+        (
+            [{"Name": name, "Count": count} for name, count in others],
             {"Name": "COUNTER", "Count": "COUNT"},
         ),
     ):
@@ -112,8 +121,10 @@ def _member(member: local_pb2.GossipMember) -> dict[str, Any]:
     }
 
 
-def _member_row(member: local_pb2.GossipMember) -> dict[str, Any]:
+def _member_row(member: local_pb2.GossipMember, self_name: str) -> dict[str, Any]:
     row = _member(member)
+    if member.name == self_name:
+        return {**row, "Name": f"{member.name} (this node)", "Compared": "-", "Lacking": "-"}
     never = row["ComparedSeconds"] is None
     row["Compared"] = "never" if never else f"{row['ComparedSeconds']:.0f}s ago"
     row["Lacking"] = "-" if never else f"{row['LackingEntries']} of {row['ComparedEntries']}"

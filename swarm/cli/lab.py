@@ -251,14 +251,17 @@ def rm(name: str, host_name: str) -> None:
 
 
 @lab.command()
+@click.option("--encrypted", is_flag=True, help="On an encrypted network, watched on the wire.")
 @click.pass_obj
-def demo(name: str) -> int:
+def demo(name: str, *, encrypted: bool) -> int:
     """Run the main job from start to end: each step announced, timed and checked."""
-    from swarm.lab.demo import run_demo
+    from swarm.lab import demo as plain
+    from swarm.lab import demo_encrypted
 
+    chosen = demo_encrypted.run_demo if encrypted else plain.run_demo
     with terminating():
         try:
-            return run_demo(name or "demo")
+            return chosen(name or "demo")
         except SwarmError as error:
             click.echo(f"Error: {error}", err=True)
             return 1

@@ -27,7 +27,7 @@ _COMMANDS: Final = {
     "lab": "swarm.cli.lab:lab",
     "leave": "swarm.cli.cluster:leave",
     "logs": "swarm.cli.container:logs",
-    "network": "swarm.cli.network:network",
+    "network": "swarm.cli.prune:network",
     "node": "swarm.cli.node:node",
     "ps": "swarm.cli.container:ps",
     "rm": "swarm.cli.container:rm",

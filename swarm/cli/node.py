@@ -11,13 +11,16 @@ import click
 from swarm.api import codec
 from swarm.api.docker.swarmkit import control_pb2, types_pb2
 from swarm.api.overswarm.v1 import local_pb2
+from swarm.cli import tasks
+from swarm.cli.aliases import Aliased
+from swarm.cli.complete import completer
 from swarm.cli.lookup import pick, the_cluster
 from swarm.cli.output import FORMAT_HELP, natural, print_list, print_objects, rfc3339
 from swarm.cli.parse import filters, label_match, pairs
 from swarm.cli.several import for_each
 from swarm.client import Client, connect
 from swarm.errors import NotFoundError
-from swarm.model import Node, NodeAvailability, NodeMembership, NodeRole, Reachability
+from swarm.model import Node, NodeAvailability, NodeMembership, NodeRole, Reachability, Task
 
 _CALL_SECONDS = 30
 _COLUMNS = {
@@ -55,6 +58,14 @@ def resolve_node(client: Client, text: str) -> Node:
     return pick("node", text, nodes, lambda node: (node.id, hostname(node)))
 
 
+def _named(client: Client) -> list[tuple[str, str]]:
+    return [(hostname(each), each.role.name.lower()) for each in all_nodes(client)]
+
+
+complete_nodes = completer(_named)
+"""Completes a host name of a node."""
+
+
 def _manager_status(node: Node) -> str:
     status = node.manager_status
     if status is None:
@@ -69,7 +80,7 @@ def _engine(node: Node) -> str:
     )
 
 
-@click.group()
+@click.group(cls=Aliased)
 def node() -> None:
     """Manage the nodes of the cluster (on a manager)."""
 
@@ -138,7 +149,49 @@ def _tls_status(node: Node, root: bytes) -> str:
 
 
 @node.command()
-@click.argument("names", metavar="self|NODE...", nargs=-1, required=True)
+@click.argument("names", metavar="[NODE...]", nargs=-1, shell_complete=complete_nodes)
+@click.option(
+    "-f",
+    "--filter",
+    "wanted",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="id, label, name or desired-state.",
+)
+@click.option("--format", "form", default="table", help=FORMAT_HELP)
+@click.option("--no-resolve", is_flag=True, help="Print ids of nodes, not their names.")
+@click.option("--no-trunc", is_flag=True, help="Print whole ids and errors.")
+@click.option("-q", "--quiet", is_flag=True, help="Only print ids.")
+@click.pass_obj
+def ps(
+    host: str | None,
+    names: tuple[str, ...],
+    wanted: tuple[str, ...],
+    form: str,
+    no_resolve: bool,
+    no_trunc: bool,
+    quiet: bool,
+) -> None:
+    """List the tasks of services on nodes (on this one, when none is named)."""
+    chosen = filters(wanted, known={"id", "label", "name", "desired-state"})
+    with connect(host) as client:
+        nodes = {each.id: hostname(each) for each in all_nodes(client)}
+        request = control_pb2.ListTasksRequest()
+        request.filters.node_ids.extend(
+            resolve_node(client, name).id for name in names or ("self",)
+        )
+        answer = client.control.ListTasks(request, timeout=_CALL_SECONDS)
+    found = [codec.decode(Task, each) for each in answer.tasks if each.service_id]
+    rows = tasks.rows(
+        found, {} if no_resolve else nodes, chosen, whole=no_trunc, tree=form == "table"
+    )
+    print_list(rows, tasks.COLUMNS, form=form, quiet="ID" if quiet else "")
+
+
+@node.command()
+@click.argument(
+    "names", metavar="self|NODE...", nargs=-1, required=True, shell_complete=complete_nodes
+)
 @click.option("-f", "--format", "form", default="", help=FORMAT_HELP)
 @click.option("--pretty", is_flag=True, help="Print it for people.")
 @click.pass_obj
@@ -240,7 +293,7 @@ def _print_pretty(node: Node) -> None:
 
 
 @node.command()
-@click.argument("name", metavar="NODE")
+@click.argument("name", metavar="NODE", shell_complete=complete_nodes)
 @click.option("--availability", type=click.Choice(["active", "pause", "drain"]))
 @click.option("--role", type=click.Choice(["worker", "manager"]))
 @click.option("--label-add", multiple=True, metavar="KEY=VALUE")
@@ -301,7 +354,7 @@ def _change_role(host: str | None, names: tuple[str, ...], role: NodeRole, done:
 
 
 @node.command()
-@click.argument("names", metavar="NODE...", nargs=-1, required=True)
+@click.argument("names", metavar="NODE...", nargs=-1, required=True, shell_complete=complete_nodes)
 @click.pass_obj
 def promote(host: str | None, names: tuple[str, ...]) -> int:
     """Make workers managers."""
@@ -309,7 +362,7 @@ def promote(host: str | None, names: tuple[str, ...]) -> int:
 
 
 @node.command()
-@click.argument("names", metavar="NODE...", nargs=-1, required=True)
+@click.argument("names", metavar="NODE...", nargs=-1, required=True, shell_complete=complete_nodes)
 @click.pass_obj
 def demote(host: str | None, names: tuple[str, ...]) -> int:
     """Make managers workers."""
@@ -317,7 +370,7 @@ def demote(host: str | None, names: tuple[str, ...]) -> int:
 
 
 @node.command()
-@click.argument("names", metavar="NODE...", nargs=-1, required=True)
+@click.argument("names", metavar="NODE...", nargs=-1, required=True, shell_complete=complete_nodes)
 @click.option("-f", "--force", is_flag=True, help="Remove a node even if it is still Ready.")
 @click.pass_obj
 def rm(host: str | None, names: tuple[str, ...], force: bool) -> int:

@@ -85,12 +85,16 @@ def label_match(labels: dict[str, str], wanted: Iterable[str]) -> bool:
 
 
 _PUBLISH = re.compile(
+    r"(?:(?P<address>\d+\.\d+\.\d+\.\d+|\[[0-9a-fA-F:.]+\]):(?=.*:))?"
     r"(?:(?P<host>\d+(?:-\d+)?)?:)?(?P<target>\d+(?:-\d+)?)(?:/(?P<protocol>tcp|udp|sctp))?"
 )
 
 
 def published(text: str) -> list[str]:
-    """Read ``[HOSTPORT:]PORT[/PROTOCOL]``, ranges included, as ``PUBLISHED:TARGET/PROTOCOL`` each.
+    """Read ``[[ADDRESS:]HOSTPORT:]PORT[/PROTOCOL]``, ranges included.
+
+    Returns:
+        ``[ADDRESS:]PUBLISHED:TARGET/PROTOCOL`` for each port.
 
     Raises:
         click.BadParameter: it is none, or its ranges differ in length.
@@ -98,7 +102,7 @@ def published(text: str) -> list[str]:
     found = _PUBLISH.fullmatch(text)
     if found is None:
         raise click.BadParameter(
-            f"{text!r} is not [HOSTPORT:]PORT[/PROTOCOL]; host addresses cannot be chosen",
+            f"{text!r} is not [[ADDRESS:]HOSTPORT:]PORT[/PROTOCOL]",
             param_hint="--publish",
         )
     targets = _ports(found["target"])
@@ -106,7 +110,8 @@ def published(text: str) -> list[str]:
     if len(hosts) != len(targets):
         raise click.BadParameter(f"the ranges of {text!r} differ", param_hint="--publish")
     protocol = found["protocol"] or "tcp"
-    return [f"{host}:{port}/{protocol}" for host, port in zip(hosts, targets, strict=True)]
+    place = f"{found['address']}:" if found["address"] else ""
+    return [f"{place}{host}:{port}/{protocol}" for host, port in zip(hosts, targets, strict=True)]
 
 
 def _ports(text: str) -> list[int]:

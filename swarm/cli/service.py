@@ -6,7 +6,7 @@ import base64
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import click
 from google.protobuf import any_pb2
@@ -14,11 +14,11 @@ from google.protobuf import any_pb2
 from swarm.api import codec
 from swarm.api.docker.swarmkit import control_pb2, specs_pb2
 from swarm.api.overswarm.v1 import scheduler_pb2
-from swarm.cli import ports
+from swarm.cli import ports, tasks
 from swarm.cli.lookup import pick
 from swarm.cli.network import resolve_network
 from swarm.cli.node import all_nodes, hostname
-from swarm.cli.output import FORMAT_HELP, natural, print_list, print_objects, rfc3339, since
+from swarm.cli.output import FORMAT_HELP, natural, print_list, print_objects, rfc3339
 from swarm.cli.parse import Duration, filters, label_match, pairs
 from swarm.cli.several import for_each
 from swarm.client import Client, connect
@@ -36,10 +36,8 @@ from swarm.model import (
     ServiceSpec,
     Task,
     TaskSpec,
-    TaskState,
 )
 
-PROCESS: Final = "process"
 _CALL_SECONDS = 30
 _ID_CHARS = 12
 _STATUSES = 1000  # managers take no more in one question
@@ -49,16 +47,6 @@ _COLUMNS = {
     "Mode": "MODE",
     "Replicas": "REPLICAS",
     "Image": "IMAGE",
-    "Ports": "PORTS",
-}
-_TASK_COLUMNS = {
-    "ID": "ID",
-    "Name": "NAME",
-    "Image": "IMAGE",
-    "Node": "NODE",
-    "DesiredState": "DESIRED STATE",
-    "CurrentState": "CURRENT STATE",
-    "Error": "ERROR",
     "Ports": "PORTS",
 }
 
@@ -186,7 +174,7 @@ def _process(command: Sequence[str], flags: dict[str, Any]) -> TaskSpec:
     )
     return TaskSpec(
         generic=GenericRuntimeSpec(
-            kind=PROCESS, payload=payload.SerializeToString(deterministic=True)
+            kind=tasks.PROCESS, payload=payload.SerializeToString(deterministic=True)
         )
     )
 
@@ -300,7 +288,7 @@ def ls(host: str | None, wanted: tuple[str, ...], form: str, quiet: bool) -> Non
             "Name": each.spec.annotations.name,
             "Mode": _mode(each.spec),
             "Replicas": f"{status[each.id].running_tasks}/{status[each.id].desired_tasks}",
-            "Image": _what(each.spec.task),
+            "Image": tasks.what(each.spec.task),
             "Ports": ports.shown(each.endpoint.ports if each.endpoint else (), PublishMode.INGRESS),
         }
         for each in services
@@ -336,23 +324,6 @@ def _mode(spec: ServiceSpec) -> str:
     names = ("replicated", "global_", "replicated_job", "global_job")
     found = next((name for name in names if getattr(spec, name) is not None), "")
     return found.rstrip("_").replace("_", "-")
-
-
-def _what(spec: TaskSpec) -> str:
-    """Return what a task runs, for the column that docker calls IMAGE."""
-    if spec.container is not None:
-        return specs_pb2.ContainerSpec.FromString(spec.container).image
-    process = _process_of(spec)
-    if process is not None:
-        return process.argv[0] if process.argv else ""
-    return spec.generic.kind if spec.generic is not None else ""
-
-
-def _process_of(spec: TaskSpec) -> scheduler_pb2.Process | None:
-    if spec.generic is None or spec.generic.kind != PROCESS or spec.generic.payload is None:
-        return None
-    payload, process = any_pb2.Any.FromString(spec.generic.payload), scheduler_pb2.Process()
-    return process if payload.Unpack(process) else None
 
 
 @service.command()
@@ -404,7 +375,7 @@ def _spec_as_docker(spec: ServiceSpec) -> dict[str, Any]:
         for key, values in (("Args", container.args), ("Env", container.env)):
             if values:
                 template["ContainerSpec"][key] = list(values)
-    process = _process_of(spec.task)
+    process = tasks.process_of(spec.task)
     if process is not None:
         template["ProcessSpec"] = {
             "Args": list(process.argv),
@@ -471,7 +442,7 @@ def _print_pretty(item: Service) -> None:
         *(("Label", f"{key}={value}") for key, value in spec.annotations.labels.items()),
         ("Service mode", _mode(spec)),
         ("Replicas", str(spec.replicated.replicas) if spec.replicated else ""),
-        ("Runs", _what(spec.task)),
+        ("Runs", tasks.what(spec.task)),
         ("Networks", ", ".join(each.target for each in spec.task.networks or spec.networks)),
         ("Endpoint mode", _endpoint_as_docker(spec.endpoint)["Mode"]),
         *(("Virtual address", f"{each.addr} on {each.network_id}") for each in addresses),
@@ -513,58 +484,9 @@ def ps(
         request.filters.service_ids.extend(each.id for each in services)
         answer = client.control.ListTasks(request, timeout=_CALL_SECONDS)
         nodes = {each.id: hostname(each) for each in all_nodes(client)}
-    tasks = sorted((codec.decode(Task, each) for each in answer.tasks), key=_order)
-    rows, seen = [], set()
-    for task in tasks:
-        name = f"{task.service_annotations.name}.{task.slot or task.node_id}"
-        row = _task_row(task, name, nodes.get(task.node_id, task.node_id), no_trunc=no_trunc)
-        if name in seen and form == "table":
-            row["Name"] = f" \\_ {name}"
-        seen.add(name)
-        if _task_matches(task, row, name, chosen):
-            rows.append(row)
-    print_list(rows, _TASK_COLUMNS, form=form, quiet="ID" if quiet else "")
-
-
-def _order(task: Task) -> tuple[Any, ...]:
-    """Order by service and slot, the newest of a slot first."""
-    return (
-        natural(task.service_annotations.name),
-        task.slot,
-        task.node_id if not task.slot else "",
-        task.desired_state > TaskState.RUNNING,
-        -(task.meta.created_at or 0),
-    )
-
-
-def _task_row(task: Task, name: str, node: str, *, no_trunc: bool) -> dict[str, Any]:
-    state = task.status.state.name.capitalize()
-    when = task.status.timestamp
-    error = task.status.err
-    if error and not no_trunc and len(error) > 30:
-        error = f"{error[:29]}…"
-    return {
-        "ID": task.id if no_trunc else task.id[:_ID_CHARS],
-        "Name": name,
-        "Image": _what(task.spec),
-        "Node": node,
-        "DesiredState": task.desired_state.name.capitalize(),
-        "CurrentState": f"{state} {since(when).lower()} ago" if when else state,
-        "Error": f'"{error}"' if error else "",
-        "Ports": ports.shown(task.endpoint.ports if task.endpoint else (), PublishMode.HOST),
-    }
-
-
-def _task_matches(task: Task, row: dict[str, Any], name: str, chosen: dict[str, list[str]]) -> bool:
-    return (
-        ("id" not in chosen or any(task.id.startswith(text) for text in chosen["id"]))
-        and ("name" not in chosen or any(name.startswith(text) for text in chosen["name"]))
-        and ("node" not in chosen or bool({row["Node"], task.node_id} & set(chosen["node"])))
-        and (
-            "desired-state" not in chosen
-            or task.desired_state.name.lower() in chosen["desired-state"]
-        )
-    )
+    found = [codec.decode(Task, each) for each in answer.tasks]
+    rows = tasks.rows(found, nodes, chosen, whole=no_trunc, tree=form == "table")
+    print_list(rows, tasks.COLUMNS, form=form, quiet="ID" if quiet else "")
 
 
 @service.command()
@@ -672,7 +594,7 @@ def _changed_task(client: Client, spec: ServiceSpec, flags: dict[str, Any]) -> T
         _set(container.args, words)
         _set(container.env, _changed_env(container.env, flags))
         return replace(task, container=container.SerializeToString(deterministic=True))
-    process = _process_of(task)
+    process = tasks.process_of(task)
     if process is None or task.generic is None:
         return task
     if flags["image"]:

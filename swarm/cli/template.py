@@ -1,28 +1,28 @@
 """The part of Go's templates that people use with ``--format``.
 
-Actions: ``{{.Field.Sub}}``, ``{{json .}}``, ``{{len .X}}``, ``{{index .X "key"}}``, ``{{upper .X}}``,
-``{{lower .X}}``, ``{{title .X}}``, ``{{join .X ", "}}``, ``{{println .X}}``, ``{{range .X}} .. {{else}}
-.. {{end}}``, ``{{if .X}} .. {{else}} .. {{end}}``, ``{{with .X}} .. {{end}}``, and pipelines with ``|``.
+Actions: fields ``{{.Field.Sub}}``, variables ``{{$x := .Field}}``, ``{{range .X}} .. {{else}} .. {{end}}`` and
+``{{range $key, $value := .X}}``, ``{{if .X}} .. {{else if .Y}} .. {{else}} .. {{end}}``, ``{{with .X}} .. {{end}}``,
+comments, trimming with ``{{-`` and ``-}}``, pipelines with ``|`` and parentheses. Functions: Go's ``and or not eq
+ne lt le gt ge len index slice print printf println`` and docker's ``json join split lower upper title pad truncate``.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from swarm.errors import InvalidArgumentError
+from swarm.cli.expression import Scope, TemplateError, evaluate, text_of, tokens
+
+__all__ = ["MAX_TEXT", "TemplateError", "fields", "render"]
 
 _ACTION = re.compile(r"\{\{(-?)\s*(.*?)\s*(-?)\}\}", re.DOTALL)
-_WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
+_ASSIGN = re.compile(r"\s*(\$\w+)(?:\s*,\s*(\$\w+))?\s*:?=(.*)", re.DOTALL)
 MAX_TEXT: Final = 16_384
 """Longest template taken, characters."""
-
-
-class TemplateError(InvalidArgumentError):
-    """The template cannot be understood, or names a field that is not there."""
+MAX_BLOCKS: Final = 64
+"""Blocks within each other."""
 
 
 @dataclass(slots=True)
@@ -30,6 +30,8 @@ class _Block:
     """A list of literal texts and actions; a control action has a body and an alternative."""
 
     action: str = ""
+    chained: bool = False
+    """An ``else if``: it ends with the block that it is the alternative of."""
     body: list[str | _Block] = field(default_factory=list)
     otherwise: list[str | _Block] | None = None
 
@@ -42,7 +44,7 @@ def render(template: str, value: object) -> str:
     """
     if len(template) > MAX_TEXT:
         raise TemplateError(f"the template is longer than {MAX_TEXT} characters")
-    return "".join(_run(_parse(template), value))
+    return "".join(_run(_parse(template), Scope(value, value)))
 
 
 def fields(template: str) -> list[str]:
@@ -50,7 +52,7 @@ def fields(template: str) -> list[str]:
     return [
         word[1:].split(".", maxsplit=1)[0]
         for match in _ACTION.finditer(template)
-        for word in _WORD.findall(match[2])
+        for word in tokens(match[2])
         if word.startswith(".") and len(word) > 1
     ]
 
@@ -64,20 +66,9 @@ def _parse(template: str) -> list[str | _Block]:
         text = text.lstrip() if trim else text
         _append(stack[-1], text.rstrip() if match[1] else text)
         place, trim = match.end(), bool(match[3])
-        action = match[2]
-        if action == "end":
-            if len(stack) == 1:
-                raise TemplateError("the template has an {{end}} too many")
-            stack.pop()
-        elif action == "else":
-            if len(stack) == 1 or stack[-1].otherwise is not None:
-                raise TemplateError("the template has an {{else}} in a place of its own")
-            stack[-1].otherwise = []
-        elif not action.startswith("/*"):
-            block = _Block(action)
-            _append(stack[-1], block)
-            if action.split(maxsplit=1)[:1] in (["range"], ["if"], ["with"]):
-                stack.append(block)
+        _open_or_close(stack, match[2])
+        if len(stack) > MAX_BLOCKS:
+            raise TemplateError(f"more than {MAX_BLOCKS} blocks within each other")
     if len(stack) > 1:
         raise TemplateError(f"the template lacks an {{{{end}}}} for {{{{{stack[-1].action}}}}}")
     rest = template[place:]
@@ -87,99 +78,89 @@ def _parse(template: str) -> list[str | _Block]:
     return root.body
 
 
+def _open_or_close(stack: list[_Block], action: str) -> None:
+    words = action.split(maxsplit=2)
+    if action == "end":
+        if len(stack) == 1:
+            raise TemplateError("the template has an {{end}} too many")
+        while stack.pop().chained:
+            pass
+    elif words[:1] == ["else"]:
+        if len(stack) == 1 or stack[-1].otherwise is not None:
+            raise TemplateError("the template has an {{else}} in a place of its own")
+        if words[1:2] not in ([], ["if"]):
+            raise TemplateError(f"{{{{{action}}}}} is not understood")
+        stack[-1].otherwise = []
+        if len(words) > 1:
+            block = _Block(action.removeprefix("else").strip(), chained=True)
+            _append(stack[-1], block)
+            stack.append(block)
+    elif not action.startswith("/*"):
+        block = _Block(action)
+        _append(stack[-1], block)
+        if words[:1] in (["range"], ["if"], ["with"]):
+            stack.append(block)
+
+
 def _append(block: _Block, part: str | _Block) -> None:
     (block.body if block.otherwise is None else block.otherwise).append(part)
 
 
-def _run(parts: Sequence[str | _Block], value: object) -> Iterator[str]:
+def _run(parts: Sequence[str | _Block], scope: Scope) -> Iterator[str]:
     for part in parts:
         if isinstance(part, str):
             yield part
             continue
         keyword, _, rest = part.action.partition(" ")
-        if keyword == "range":
-            items = _evaluate(rest, value)
-            each = list(items.values()) if isinstance(items, Mapping) else list(items or ())
-            for item in each:
-                yield from _run(part.body, item)
-            if not each:
-                yield from _run(part.otherwise or (), value)
-        elif keyword in {"if", "with"}:
-            condition = _evaluate(rest, value)
-            inner = condition if keyword == "with" and condition else value
-            yield from _run(part.body if condition else part.otherwise or (), inner)
-        else:
-            yield _text(_evaluate(part.action, value))
-
-
-def _evaluate(expression: str, value: object) -> Any:
-    result: Any = None
-    for number, stage in enumerate(expression.split("|")):
-        words = _WORD.findall(stage)
-        if not words:
-            raise TemplateError(f"an empty step in {{{{{expression}}}}}")
-        extra = [result] if number else []
-        if words[0] in _FUNCTIONS:
-            arguments = [_operand(word, value) for word in words[1:]] + extra
-            try:
-                result = _FUNCTIONS[words[0]](*arguments)
-            except (TypeError, KeyError, IndexError) as error:
-                raise TemplateError(
-                    f"{{{{{stage.strip()}}}}} does not work here: {error}"
-                ) from error
-        elif len(words) == 1 and not extra:
-            result = _operand(words[0], value)
-        else:
-            raise TemplateError(f"unknown function {words[0]!r} in the template")
-    return result
-
-
-def _operand(word: str, value: object) -> Any:
-    if word.startswith('"'):
-        return json.loads(word)
-    if word.lstrip("-").isdigit():
-        return int(word)
-    if word in {"true", "false"}:
-        return word == "true"
-    if not word.startswith("."):
-        raise TemplateError(f"{word!r} is neither a field, a text nor a function")
-    current: Any = value
-    for name in word.split(".")[1:]:
-        if not name:
+        if keyword in {"range", "if", "with"}:
+            names, value = _assigned(rest, scope)
+            control = _range if keyword == "range" else _if if keyword == "if" else _with
+            yield from control(part, names, value, scope)
             continue
-        if not isinstance(current, Mapping) or name not in current:
-            known = ", ".join(sorted(map(str, current))) if isinstance(current, Mapping) else "none"
-            raise TemplateError(f"no field {name!r} in {{{{{word}}}}} (fields: {known})")
-        current = current[name]
-    return current
+        names, value = _assigned(part.action, scope)
+        if not names:
+            yield text_of(value)
+        elif len(names) > 1:
+            raise TemplateError(f"{{{{{part.action}}}}} gives one value two names")
+        else:
+            scope.variables[names[0]] = value
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return "<no value>"
-    if isinstance(value, bool):
-        return "true" if value else "false"
+def _assigned(expression: str, scope: Scope) -> tuple[list[str], Any]:
+    """Return the variables that an expression's value is to have, and the value."""
+    match = _ASSIGN.fullmatch(expression)
+    if match is None:
+        return [], evaluate(expression, scope)
+    return [name for name in match.group(1, 2) if name], evaluate(match[3], scope)
+
+
+def _range(block: _Block, names: list[str], value: Any, scope: Scope) -> Iterator[str]:
     if isinstance(value, Mapping):
-        return "map[" + " ".join(f"{key}:{_text(item)}" for key, item in value.items()) + "]"
-    if isinstance(value, list | tuple):
-        return "[" + " ".join(map(_text, value)) + "]"
-    return str(value)
+        items = sorted(value.items(), key=lambda item: str(item[0]))
+    elif isinstance(value, list | tuple):
+        items = list(enumerate(value))
+    elif value is None:
+        items = []
+    else:
+        raise TemplateError(f"range can't iterate over {text_of(value):.40}")
+    for key, item in items:
+        inner = scope.inner(item)
+        if names:
+            inner.variables[names[-1]] = item
+        if len(names) > 1:
+            inner.variables[names[0]] = key
+        yield from _run(block.body, inner)
+    if not items:
+        yield from _run(block.otherwise or (), scope.inner(scope.dot))
 
 
-def _index(value: Any, *keys: Any) -> Any:
-    for key in keys:
-        value = value[key]
-    return value
+def _if(block: _Block, names: list[str], value: Any, scope: Scope) -> Iterator[str]:
+    inner = scope.inner(scope.dot)
+    inner.variables.update((name, value) for name in names)
+    yield from _run(block.body if value else block.otherwise or (), inner)
 
 
-_FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
-    "json": lambda value: json.dumps(value, separators=(",", ":")),
-    "len": len,
-    "index": _index,
-    "upper": lambda value: str(value).upper(),
-    "lower": lambda value: str(value).lower(),
-    "title": lambda value: str(value).title(),
-    "join": lambda value, separator: str(separator).join(map(_text, value)),
-    "println": lambda *values: " ".join(map(_text, values)) + "\n",
-    "print": lambda *values: "".join(map(_text, values)),
-}
+def _with(block: _Block, names: list[str], value: Any, scope: Scope) -> Iterator[str]:
+    inner = scope.inner(value or scope.dot)
+    inner.variables.update((name, value) for name in names)
+    yield from _run(block.body if value else block.otherwise or (), inner)

@@ -15,6 +15,16 @@ from swarm.lab.processes import wait_until
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 
+DUAL = """
+import http.server, socket
+from swarm.lab.workloads import _Page
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+Server(("::", 8080), _Page).serve_forever()
+"""
+"""The page that PROGRAM serves, on IPv4 and IPv6."""
+
+
 def client(cluster: Cluster, host: str, name: str, network: str) -> None:
     """Start a container that waits for commands."""
     cluster.swarm(host, "run", "-d", "--name", name, "--network", network, "--", "sleep", "600")
@@ -234,6 +244,76 @@ def test_a_containers_port_answers_on_its_host_alone(cluster: Cluster) -> None:
     cluster.remove("w1", "web-g", "web2-g")
     wait_until(lambda: "refused" in fetch("w1"), seconds=10, what=lambda: fetch("w1"))
     cluster.remove_network("svc-g")
+
+
+def test_a_port_bound_to_loopback_answers_the_host_alone(cluster: Cluster) -> None:
+    """A process on the host reaches it; a foreign host does not; another container may have the number elsewhere."""
+    cluster.network("svc-i")
+    address = cluster.lab.state.hosts["w1"].address
+    for name, publish in (("lo-i", "127.0.0.1:30098:8080"), ("out-i", f"{address}:30098:8080")):
+        words = ("--network", "svc-i", "-p", publish, "--", *PROGRAM, "serve", "8080")
+        cluster.swarm("w1", "run", "-d", "--name", name, "--hostname", name, *words)
+
+    def fetch(host: str, target: str) -> str:
+        url = f"http://{target}:30098/"
+        result = cluster.lab.run(host, *PROGRAM, "fetch", "--timeout", "3", url)
+        return result.stdout.strip() or result.stderr
+
+    wait_until(
+        lambda: "lo-i" in fetch("w1", "127.0.0.1"),
+        seconds=20,
+        what=lambda: fetch("w1", "127.0.0.1"),
+    )
+    assert "out-i" in fetch("w3", address)
+    cluster.remove("w1", "out-i")
+    assert "refused" in fetch("w3", address)
+    assert "lo-i" in fetch("w1", "127.0.0.1")
+    error = cluster.refused(
+        *("w1", "run", "--network", "svc-i", "-p", "203.0.113.9:1:1", "--", "true"), status=125
+    )
+    assert "203.0.113.9" in error
+    cluster.remove("w1", "lo-i")
+    cluster.remove_network("svc-i")
+
+
+def test_the_ingress_network_is_made_anew_and_publishes_ipv6_too(cluster: Cluster) -> None:
+    """Removed and made again with IPv6: a foreign client reaches every node by it, and is seen as itself."""
+    hosts = cluster.lab.state.hosts
+    cluster.remove_network("ingress")
+    for host in ("m1", "w1", "w2"):
+        wait_until(
+            lambda host=host: "ovmesh0" not in cluster.lab.run(host, "ip", "-o", "link").stdout,
+            seconds=20,
+            what=lambda host=host: f"{host} goes on with the old one",
+        )
+    cluster.swarm("m1", "network", "create", "--ingress", "--ipv6", "ingress")
+    cluster.network("svc-j")
+    port = types_pb2.PortConfig(target_port=8080, published_port=30086)
+    service = make(cluster, "web-j", "svc-j", ports=(port,), argv=(PROGRAM[0], "-c", DUAL))
+    tasks = service.place("w1", "w2")
+    service.reach("RUNNING", *tasks)
+
+    def fetch(target: str, count: int = 8) -> list[str]:
+        command = shlex.join([*PROGRAM, "fetch", "--timeout", "3", f"http://{target}:30086/"])
+        loop = f"i=0; while [ $i -lt {count} ]; do {command} 2>&1; i=$((i+1)); done"
+        return cluster.lab.run("w3", "sh", "-c", loop).stdout.splitlines()
+
+    for node in ("m1", "w1", "w2"):
+        for target, own in (
+            (f"[{hosts[node].address6}]", hosts["w3"].address6),
+            (hosts[node].address, hosts["w3"].address),
+        ):
+            seen: list[list[str]] = [[]]
+
+            def both(target: str = target, seen: list[list[str]] = seen) -> bool:
+                seen[0] = fetch(target)
+                return {line.split()[2] for line in seen[0] if "hello" in line} == set(tasks)
+
+            wait_until(both, seconds=40, what=lambda node=node, seen=seen: f"{node}: {seen[0]}")
+            assert {line.split()[-1].removeprefix("::ffff:") for line in seen[0]} == {own}
+    service.remove()
+    cluster.remove_network("svc-j", "ingress")
+    cluster.swarm("m1", "network", "create", "--ingress", "ingress")
 
 
 def test_a_task_in_host_mode_has_its_port_on_its_host(cluster: Cluster) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import ipaddress
 import socket
 import sys
 import threading
@@ -29,7 +30,7 @@ def balancer_start() -> None:
     from agent.balancer import Balancer
 
     plane = base._planes[-1]
-    balancer = Balancer(plane.plane)
+    balancer = Balancer(plane.plane, audit=0.3)
 
     async def start() -> None:
         task = asyncio.ensure_future(balancer.run())
@@ -66,7 +67,7 @@ def mesh_start(run_dir: Path, vtep: Any) -> None:
     from agent.balancer.mesh import Mesh
 
     plane = base._planes[-1]
-    mesh = Mesh(plane.plane, _balancers[-1], routers=run_dir / "netns", vtep=vtep)
+    mesh = Mesh(plane.plane, _balancers[-1], routers=run_dir / "netns", vtep=vtep, audit_every=0.3)
 
     async def start() -> None:
         task = asyncio.ensure_future(mesh.run())
@@ -96,9 +97,15 @@ def mesh(name: str, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-def mesh_enter(net: Any, address: Any, prefixlen: int) -> None:
+def drifts() -> tuple[int, int]:
+    """Return how often balancer and mesh found their tables changed by somebody else."""
+    return _balancers[-1].drift, _meshes[-1].drift if _meshes else 0
+
+
+def mesh_enter(net: Any, *addresses: str) -> None:
     """Take part, with the peers that mesh_peer tells of."""
-    mesh("enter", net, address, prefixlen, lambda: _peers)
+    own = [ipaddress.ip_interface(address) for address in addresses]
+    mesh("enter", net, own, lambda: _peers)
 
 
 def mesh_peer(peer: Any) -> None:
@@ -129,7 +136,7 @@ def steer(device: str, address: str, gateway: str) -> None:
     """Have this container answer from an address by its interface."""
     from agent.balancer.steering import link_container
 
-    link_container(device, address, gateway)
+    link_container(device, ipaddress.ip_address(address), ipaddress.ip_address(gateway))
 
 
 def answer(address: str, word: str, port: int = 8000) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import ipaddress
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -60,12 +61,13 @@ class Mesh:
         self.world.gossip()
         return made
 
-    def service(self, vip: str, *backends: str, serving: bool = True, on: str = "") -> None:
-        """Tell both nodes of backends; those on ``on`` (a node's name) are local there."""
+    def service(self, vip: str, *backends: str, serving: bool = True, **more: Any) -> None:
+        """Tell both nodes of backends, with further fields of :class:`Backend`."""
         for node in (self.one, self.two):
             for text in backends:
                 ip = ipaddress.ip_address(text)
-                backend = Backend(vip=ipaddress.ip_address(vip), ip=ip, serving=serving)
+                front = ipaddress.ip_address(vip)
+                backend = Backend(vip=front, ip=ip, serving=serving, **more)
                 self.balance(node, "put", self.net.id, f"{vip} {text}", backend)
 
     def local(self, node: Any, *backends: str) -> None:
@@ -80,6 +82,26 @@ class Mesh:
         for node in (self.one, self.two):
             for text in backends:
                 self.balance(node, "remove", self.net.id, f"{vip} {text}")
+
+    def await_no_flows(self, backend: str) -> None:
+        """Wait until no connection leads to a backend: its ends take a moment to close."""
+        ips = [ipaddress.ip_address(backend)]
+        for _ in range(300):
+            nodes = (self.one, self.two)
+            if not any(self.balance(node, "flows", self.net.id, ips) for node in nodes):
+                return
+            time.sleep(0.01)
+        pytest.fail(f"flows to {backend} do not end")
+
+    def await_drift(self, node: Any, which: int, count: int = 1) -> None:
+        """Wait until a node's balancer (0) or mesh (1) has found and mended a foreign change."""
+        for _ in range(500):
+            if node.call("drifts")[which] >= count:
+                break
+            time.sleep(0.01)
+        else:
+            pytest.fail("nobody notices")
+        self.balance(node, "vips", self.net.id)
 
     def inside(self, node: Any, command: str) -> str:
         """Run a command in the network's router."""

@@ -21,6 +21,11 @@ PORTS = (
 )
 
 
+def six(address: str) -> str:
+    """The IPv6 address of an endpoint, beside its IPv4 one."""
+    return f"fd00:1::{address.rpartition('.')[2]}"
+
+
 class Ingress:
     """Both nodes on the ingress network 10.0.1.0/24 with addresses .3 and .4."""
 
@@ -30,7 +35,7 @@ class Ingress:
         vni = self.net.subnets[0].vni
         for text, node in self.nodes.items():
             node.call("mesh_start", node.settings.run_dir, node.vtep)
-            node.call("mesh_enter", self.net, ipaddress.ip_address(text), 24)
+            node.call("mesh_enter", self.net, f"{text}/24", f"fd00:1::{text[-1]}/64")
         for text, node in self.nodes.items():
             peer = Peer(
                 network_id=self.net.id,
@@ -47,6 +52,8 @@ class Ingress:
             node.sh(f"ip link add {name} type veth peer name {name} netns {pid}")
             node.sh(f"ip addr add {net}.1/24 dev {name}; ip link set {name} up")
             self.client.sh(f"ip addr add {net}.9/24 dev {name}; ip link set {name} up")
+            node.sh(f"ip addr add 2001:db8:{name[1]}::1/64 dev {name} nodad")
+            self.client.sh(f"ip addr add 2001:db8:{name[1]}::9/64 dev {name} nodad")
         self.client.sh("ip link set lo up")
 
     def other(self, node: Any) -> Any:
@@ -54,24 +61,26 @@ class Ingress:
 
     def task(self, node: Any, address: str, word: str, *, port: int = 8000) -> Any:
         """Run a backend on a node and tell both of it."""
-        box = self.world.plug(node, self.net, f"{address}/24")
+        box = self.world.plug(node, self.net, f"{address}/24", f"{six(address)}/64")
         box.call("answer", address, word, port)
+        box.call("answer", six(address), word, port)
         _, endpoint = list(self.world.endpoints.values())[-1]
-        (peer,) = self.world.peers_of(node, endpoint)
-        self.other(node).call("mesh_peer", peer)
+        for peer in self.world.peers_of(node, endpoint):
+            self.other(node).call("mesh_peer", peer)
         return box
 
     def record(self, node: Any, address: str, *, disabled: bool = False, only: Any = None) -> None:
-        record = EndpointRecord(
-            name=address,
-            service_id="s",
-            service_name="web",
-            endpoint_ip=address,
-            ingress_ports=PORTS,
-            service_disabled=disabled,
-        )
-        for each in self.nodes.values() if only is None else (only,):
-            each.call("mesh", "put", self.net.id, address, record, local=each is node)
+        for each in (address, six(address)):
+            record = EndpointRecord(
+                name=address,
+                service_id="s",
+                service_name="web",
+                endpoint_ip=each,
+                ingress_ports=PORTS,
+                service_disabled=disabled,
+            )
+            for other in self.nodes.values() if only is None else (only,):
+                other.call("mesh", "put", self.net.id, each, record, local=other is node)
 
 
 @pytest.fixture
@@ -96,6 +105,55 @@ def test_any_node_answers_and_backends_see_the_client(ingress: Ingress) -> None:
         assert set(datagrams) == {f"a {source}", f"b {source}"}
     assert {ingress.mesh.one.call("ask", "192.0.2.1", 30080)[1] for _ in range(8)} == {"192.0.2.1"}
     assert ingress.client.call("refused", "198.51.100.1", 30081)[0] == "ConnectionRefusedError"
+
+
+def test_any_node_answers_by_ipv6_and_backends_see_the_client(ingress: Ingress) -> None:
+    """TCP and UDP, to a backend on the node asked and on the other one."""
+    for node, address, word in (
+        (ingress.mesh.one, "10.0.1.11", "a"),
+        (ingress.mesh.two, "10.0.1.12", "b"),
+    ):
+        box = ingress.task(node, address, word)
+        box.call("steer", "eth0", six(address), "fe80::1")
+        ingress.record(node, address)
+    for number in (1, 2):
+        entry, source = f"2001:db8:{number}::1", f"2001:db8:{number}::9"
+        answers = [ingress.client.call("ask", entry, 30080) for _ in range(24)]
+        assert {word for word, _ in answers} == {"a", "b"}, entry
+        assert {seen for _, seen in answers} == {source}
+        datagrams = Counter(ingress.client.call("ask_udp", entry, 30080) for _ in range(16))
+        assert set(datagrams) == {f"a {source}", f"b {source}"}
+    assert ingress.client.call("refused", "2001:db8:1::1", 30081)[0] == "ConnectionRefusedError"
+
+
+def test_flows_through_a_node_that_is_gone_are_forgotten(ingress: Ingress) -> None:
+    """The backend's router lets go of them by the node's mark, and of no others."""
+    box = ingress.task(ingress.mesh.two, "10.0.1.12", "b")
+    box.call("steer", "eth0", "10.0.1.12", "10.0.1.1")
+    ingress.record(ingress.mesh.two, "10.0.1.12")
+    assert ingress.client.call("hold", "198.51.100.1", 30080) == "b"
+    assert ingress.client.call("ask", "203.0.113.1", 30080)[0] == "b"
+    two, backend = ingress.mesh.two, [ipaddress.ip_address("10.0.1.12")]
+    assert ingress.mesh.balance(two, "flows", ingress.net.id, backend) == 1
+    two.call("mesh_forget", "10.0.1.3")
+    assert ingress.mesh.balance(two, "flows", ingress.net.id, backend) == 0
+
+
+def test_leaving_the_ingress_network_takes_its_ports_and_coming_back_brings_them(
+    ingress: Ingress,
+) -> None:
+    """As when the network is removed and made anew: nothing of the old one is left on the host."""
+    box = ingress.task(ingress.mesh.one, "10.0.1.11", "a")
+    box.call("steer", "eth0", "10.0.1.11", "10.0.1.1")
+    ingress.record(ingress.mesh.one, "10.0.1.11")
+    one = ingress.mesh.one
+    assert ingress.client.call("ask", "198.51.100.1", 30080)[0] == "a"
+    one.call("mesh", "leave")
+    assert ingress.client.call("refused", "198.51.100.1", 30080)[0] == "ConnectionRefusedError"
+    assert "ovmesh0" not in one.sh("ip -o link")
+    one.call("mesh_enter", ingress.net, "10.0.1.3/24", "fd00:1::3/64")
+    ingress.record(one, "10.0.1.11", only=one)
+    assert ingress.client.call("ask", "198.51.100.1", 30080) == ("a", CLIENT)
 
 
 def test_the_same_client_port_on_two_nodes_is_two_flows(ingress: Ingress) -> None:
@@ -157,6 +215,31 @@ def test_a_users_drop_holds_for_published_ports(ingress: Ingress) -> None:
     error, _ = ingress.client.call("refused", "198.51.100.1", 30080)
     assert error == "TimeoutError"
     assert ingress.client.call("ask", "203.0.113.1", 30080)[0] == "b"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "nft flush table inet overswarm-mesh",
+        "nft flush map netdev overswarm-mesh macs",
+        "nft delete table netdev overswarm-mesh",
+    ],
+)
+def test_foreign_edits_of_the_meshs_rules_are_mended(ingress: Ingress, edit: str) -> None:
+    """In the router; and those of the host's table."""
+    box = ingress.task(ingress.mesh.two, "10.0.1.12", "b")
+    box.call("steer", "eth0", "10.0.1.12", "10.0.1.1")
+    ingress.record(ingress.mesh.two, "10.0.1.12")
+    two = ingress.mesh.two
+    assert ingress.client.call("ask", "198.51.100.1", 30080) == ("b", CLIENT)
+    ingress.mesh.inside(two, edit)
+    ingress.mesh.await_drift(two, 1)
+    two.call("mesh", "touch", ingress.net.id)
+    assert ingress.client.call("ask", "198.51.100.1", 30080) == ("b", CLIENT)
+    one = ingress.mesh.one
+    one.sh("nft flush chain inet overswarm-ports prerouting")
+    ingress.mesh.await_drift(one, 0)
+    assert ingress.client.call("ask", "198.51.100.1", 30080) == ("b", CLIENT)
 
 
 def test_a_host_that_did_not_forward_does_not_start_to(ingress: Ingress) -> None:

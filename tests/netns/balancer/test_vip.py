@@ -51,6 +51,44 @@ def test_flows_spread_evenly_and_backends_see_the_client(mesh: Any, vip: str, ba
     assert client.ping(vip, count=5) == 5
 
 
+@pytest.mark.parametrize(("vip", "base"), [(VIP, "10.0.1."), (VIP6, "fd00:1::")])
+def test_a_client_of_a_sticky_service_keeps_its_backend(mesh: Any, vip: str, base: str) -> None:
+    """By TCP and UDP, on either node; when one backend goes, the clients of the others stay."""
+    three(mesh)
+    clients = [
+        mesh.box(node, f"10.0.1.{last}/24", f"fd00:1::{last}/64")
+        for last, node in ((41, mesh.one), (42, mesh.two), (43, mesh.one), (44, mesh.two))
+    ]
+    mesh.service(vip, *(f"{base}{last}" for last in (11, 12, 13)), sticky=True)
+    chosen = []
+    for client in clients:
+        words = set(client.call("ask_many", vip, 12))
+        assert len(words) == 1
+        assert client.call("ask_udp", vip).split()[0] in words
+        chosen += words
+    gone = chosen[0]
+    mesh.gone(vip, f"{base}{11 + 'abc'.index(gone)}")
+    after = [client.call("ask", vip)[0] for client in clients]
+    assert gone not in after
+    moved = [new != old for old, new in zip(chosen, after, strict=True) if old != gone]
+    assert sum(moved) <= 1, "a tenth of the table may change hands"
+
+
+def test_flows_follow_weights_and_prefer_what_is_local(mesh: Any) -> None:
+    """Three to one; then the better tier alone, until it has nobody."""
+    client, _ = three(mesh)
+    mesh.service(VIP, "10.0.1.12", weight=3)
+    mesh.service(VIP, "10.0.1.13", weight=1)
+    counts = Counter(client.call("ask_many", VIP, 400))
+    assert set(counts) == {"b", "c"}
+    assert (counts["b"] - 300) ** 2 / 300 + (counts["c"] - 100) ** 2 / 100 < 10.9, counts
+    mesh.service(VIP, "10.0.1.12", "10.0.1.13", tier=1)
+    mesh.service(VIP, "10.0.1.11")
+    assert set(client.call("ask_many", VIP, 30)) == {"a"}
+    mesh.service(VIP, "10.0.1.11", serving=False)
+    assert set(client.call("ask_many", VIP, 30)) == {"b", "c"}
+
+
 def test_a_backend_reaches_itself_through_its_service(mesh: Any) -> None:
     """Hairpin: the only backend asks its own virtual address, by TCP and UDP."""
     _, (a, *_) = three(mesh)
@@ -93,7 +131,7 @@ def test_a_draining_backend_keeps_its_flows_and_gets_no_new_ones(mesh: Any) -> N
     backend = [ipaddress.ip_address("10.0.1.11")]
     assert mesh.balance(mesh.one, "flows", mesh.net.id, backend) == 1
     client.call("let_go")
-    assert mesh.balance(mesh.one, "flows", mesh.net.id, backend) == 0
+    mesh.await_no_flows("10.0.1.11")
 
 
 def test_udp_leaves_a_dead_backend_at_once(mesh: Any) -> None:
@@ -121,20 +159,39 @@ def test_all_backends_are_replaced_under_load_without_a_failed_request(mesh: Any
     for old, new, box in zip((11, 12, 13), (31, 32, 33), boxes, strict=True):
         mesh.service(VIP, f"10.0.1.{new}")
         mesh.service(VIP, f"10.0.1.{old}", serving=False)
-        backend = [ipaddress.ip_address(f"10.0.1.{old}")]
-        for _ in range(100):
-            if not any(
-                mesh.balance(node, "flows", mesh.net.id, backend) for node in (mesh.one, mesh.two)
-            ):
-                break
-        else:
-            pytest.fail("flows do not end")
+        mesh.await_no_flows(f"10.0.1.{old}")
         box.call("unserve")
         mesh.gone(VIP, f"10.0.1.{old}")
     words, errors = client.call("finish", "load")
     assert errors == []
     assert {"x", "y", "z"} <= set(words)
     assert set(client.call("ask_many", VIP, 30)) == {"x", "y", "z"}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "flush chain inet overswarm-services prerouting",
+        f"delete element inet overswarm-services vips4 {{ {VIP} }}",
+        "add element inet overswarm-services known4 { 10.0.1.99 }",
+        "insert rule inet overswarm-services prerouting drop",
+        "delete table inet overswarm-services",
+        "flush chain inet overswarm-services pick4-2",
+    ],
+)
+def test_a_foreign_edit_is_mended_and_counted(mesh: Any, edit: str) -> None:
+    """Within the time between two looks; a table of somebody else stays as it is."""
+    client, _ = three(mesh)
+    mesh.service(VIP, "10.0.1.11", "10.0.1.12")
+    mesh.service(VIP6, "fd00:1::11", sticky=True, weight=2)
+    mesh.local(mesh.one, "10.0.1.11", "fd00:1::11")
+    mesh.inside(mesh.one, "nft add table inet theirs")
+    assert mesh.one.call("drifts") == (0, 0), "what we do ourselves is no drift"
+    mesh.inside(mesh.one, f"nft '{edit}'" if "{" not in edit else f'nft "{edit}"')
+    mesh.await_drift(mesh.one, 0)
+    assert set(client.call("ask_many", VIP, 20)) == {"a", "b"}
+    assert "10.0.1.99" not in mesh.inside(mesh.one, "nft list table inet overswarm-services")
+    assert "theirs" in mesh.inside(mesh.one, "nft list tables")
 
 
 def test_a_network_without_services_has_no_table(mesh: Any) -> None:

@@ -42,8 +42,9 @@ from agent.gossip.records import (
     decode_peer_untrusted,
 )
 from agent.gossip.service import Gossip, Member, State
-from agent.node import coordinator as module
-from agent.node.coordinator import AttachRequest, Coordinator
+from agent.node import leases as module
+from agent.node.coordinator import Coordinator
+from agent.node.request import AttachRequest
 from agent.node.seams import (
     BalancerPort,
     DataplanePort,

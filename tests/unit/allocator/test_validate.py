@@ -6,15 +6,27 @@ from dataclasses import replace
 
 import pytest
 
-from manager.allocator import validate_network_spec
+from manager.allocator import check_platform, validate_network_spec
 from manager.allocator.validate import MAX_LABELS, MAX_RESERVED, MAX_SUBNETS
 from swarm.errors import (
     InvalidArgumentError,
     PermissionDeniedError,
+    PreconditionError,
     SwarmError,
     UnimplementedError,
 )
-from swarm.model import Annotations, Driver, IPAMConfig, IPAMFamily, IPAMOptions, NetworkSpec
+from swarm.model import (
+    Annotations,
+    Driver,
+    IPAMConfig,
+    IPAMFamily,
+    IPAMOptions,
+    Network,
+    NetworkSpec,
+    Node,
+    NodeDescription,
+    Platform,
+)
 
 VXLANS = "com.docker.network.driver.overlay.vxlanid_list"
 
@@ -63,6 +75,50 @@ def test_right_specs_pass(spec: NetworkSpec) -> None:
     validate_network_spec(spec)
 
 
+MTU = "com.docker.network.driver.mtu"
+
+
+def opt(key: str, value: str, **more: object) -> NetworkSpec:
+    """A spec with one driver option."""
+    driver = Driver(name="overlay", options={key: value})
+    return replace(named("web"), driver_config=driver, **more)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        opt(MTU, ""),
+        opt(MTU, "0"),
+        opt(MTU, "652"),
+        opt(MTU, "9000"),
+        opt("overswarm.l2", "false"),
+        opt("dsr", ""),
+        opt("com.example.own", "anything"),
+    ],
+)
+def test_right_options_pass(spec: NetworkSpec) -> None:
+    """What this driver does not know is somebody else's matter."""
+    validate_network_spec(spec)
+
+
+def node(system: str) -> Node:
+    """A node that runs a system."""
+    platform = Platform(architecture="x86_64", os=system)
+    return Node(id="n1", description=NodeDescription(hostname="box", platform=platform))
+
+
+def test_windows_is_refused_an_encrypted_network_and_nothing_else() -> None:
+    """The text names node and network and says what to do."""
+    spec = opt("encrypted", "")
+    plain = Network(id="p", spec=spec, driver_state=Driver(name="overlay"))
+    secret = replace(plain, driver_state=Driver(name="overlay", options={"encrypted": ""}))
+    for network, system in ((plain, "windows"), (secret, "linux"), (secret, "")):
+        check_platform(network, node(system))
+    check_platform(secret, Node(id="n2"))
+    with pytest.raises(PreconditionError, match=r"box runs Windows.*network web: use a Linux node"):
+        check_platform(secret, node("windows"))
+
+
 BAD: list[tuple[NetworkSpec, type[SwarmError], str]] = [
     (named(""), InvalidArgumentError, "name must be provided"),
     (named("a" * 64), InvalidArgumentError, "63 characters"),
@@ -85,6 +141,14 @@ BAD: list[tuple[NetworkSpec, type[SwarmError], str]] = [
     (replace(named("w"), driver_config=Driver(name="overlay", options={VXLANS: "4100,"})), InvalidArgumentError, "decimal"),
     (replace(named("w"), driver_config=Driver(name="overlay", options={VXLANS: ",".join(map(str, range(5000, 5300)))})), InvalidArgumentError, "more than"),
     (replace(named("w"), ipam=IPAMOptions(driver=Driver(name="infoblox"))), InvalidArgumentError, "ipam driver infoblox"),
+    (opt(MTU, "-1"), InvalidArgumentError, "-1 is not an MTU"),
+    (opt(MTU, "big"), InvalidArgumentError, "not an MTU"),
+    (opt(MTU, "651"), InvalidArgumentError, "652-65535"),
+    (opt(MTU, "1355", ipv6_enabled=True), InvalidArgumentError, "1356-65535"),
+    (opt(MTU, "65536"), InvalidArgumentError, "not an MTU"),
+    (opt(MTU, "1" * 5000), InvalidArgumentError, "not an MTU"),
+    (opt("overswarm.l2", "true"), UnimplementedError, "bridge"),
+    (opt("overswarm.l2", ""), UnimplementedError, "bridge"),
     (sub("10.1.0.0"), InvalidArgumentError, "invalid CIDR"),
     (sub("10.1.0.0/33"), InvalidArgumentError, "invalid CIDR"),
     (sub("10.1.0.1/24"), InvalidArgumentError, "host bits"),

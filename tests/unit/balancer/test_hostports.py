@@ -31,7 +31,7 @@ def free(kind: socket.SocketKind = socket.SOCK_STREAM) -> tuple[socket.socket, i
 @pytest.fixture
 async def ports() -> AsyncIterator[tuple[HostPorts, Balancer]]:
     balancer = Balancer(None)  # type: ignore[arg-type]  # it only notes what it is told
-    made = HostPorts(balancer)
+    made = HostPorts(balancer, answer_loopback=lambda _: None)
     running = asyncio.ensure_future(made.run())
     await asyncio.sleep(0)
     yield made, balancer
@@ -41,7 +41,8 @@ async def ports() -> AsyncIterator[tuple[HostPorts, Balancer]]:
 
 
 def slots(balancer: Balancer, port: HostPort) -> Any:
-    return balancer._networks[HOST].table.slots(Port(4, port.protocol, port.published))
+    found = balancer._networks[HOST].table.slots(Port(4, port.protocol, port.published))
+    return None if found is None else found.backs
 
 
 async def test_a_port_leads_to_the_containers_leg_until_it_is_withdrawn(ports: Any) -> None:
@@ -80,6 +81,31 @@ async def test_nobody_else_can_take_a_published_port(ports: Any) -> None:
         made.publish("f", [parse(f"{port.published}:81/tcp")], ADDRESS)
 
 
+async def test_a_port_bound_to_one_address_leaves_the_others(ports: Any) -> None:
+    """Two containers may share a number on two addresses; all addresses at once meet each of them."""
+    made, balancer = ports
+    (one,) = made.publish("e", [parse("127.0.0.1:0:80/tcp")], ADDRESS)
+    assert slots(balancer, one) is None
+    assert balancer._networks[HOST].table.slots(one.front) is not None
+    (two,) = made.publish("f", [parse(f"127.0.0.2:{one.published}:80/tcp")], ADDRESS)
+    assert (str(two.address), two.published) == ("127.0.0.2", one.published)
+    for text in (f"{one.published}:80/tcp", f"127.0.0.1:{one.published}:80/tcp"):
+        with pytest.raises(ConflictError):
+            made.publish("g", [parse(text)], ADDRESS)
+
+
+@pytest.mark.parametrize("text", ["[::1]:80:80/tcp", "host:80:80/tcp", "1.2.3:80:80/tcp"])
+def test_an_address_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgumentError):
+        parse(text)
+
+
+async def test_an_address_of_another_host_is_refused(ports: Any) -> None:
+    made, _ = ports
+    with pytest.raises(InvalidArgumentError, match="not an address of this node"):
+        made.publish("e", [parse("203.0.113.77:8080:80/tcp")], ADDRESS)
+
+
 async def test_one_number_serves_tcp_and_udp(ports: Any) -> None:
     made, balancer = ports
     (tcp,) = made.publish("e", [parse("0:53/tcp")], ADDRESS)
@@ -109,7 +135,7 @@ def test_what_is_typed(typed: str, meant: list[str]) -> None:
     assert [str(parse(text)) for text in meant] == meant
 
 
-@pytest.mark.parametrize("typed", ["", "x", "1-3:80", "127.0.0.1:80:80", "0:80", "90-80", "80/ip"])
+@pytest.mark.parametrize("typed", ["", "x", "1-3:80", "127.0.0.1:80", "0:80", "90-80", "80/ip"])
 def test_what_makes_no_sense_when_typed(typed: str) -> None:
     with pytest.raises(click.BadParameter):
         published(typed)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.balancer import ruleset
-from agent.balancer.planner import Applied, IPAddress, Slots, plan
+from agent.balancer.planner import Applied, plan
+from agent.balancer.table import Front, IPAddress, Slots
 
 VIPS: list[IPAddress] = [
     *(ipaddress.ip_address(f"10.0.1.{200 + i}") for i in range(3)),
@@ -17,9 +18,10 @@ VIPS: list[IPAddress] = [
 ]
 
 
-def backends(vip: IPAddress, numbers: list[int]) -> Slots:
+def backends(vip: IPAddress, numbers: list[int], *, sticky: bool = False) -> Slots:
     base = "10.0.1." if vip.version == 4 else "fd00:1::"
-    return tuple(ipaddress.ip_address(f"{base}{number}") for number in numbers)
+    backs = tuple(ipaddress.ip_address(f"{base}{number}") for number in numbers)
+    return Slots(backs, sticky and bool(backs))
 
 
 class Table:
@@ -70,10 +72,12 @@ class Table:
         slots = self.elements[f"slots{version}"]
         found = tuple(ipaddress.ip_address(slots[f"{vip} . {number}"]) for number in range(size))
         assert len([key for key in slots if key.startswith(f"{vip} .")]) == size, "nothing is left"
-        return found
+        return Slots(found, bool(verdict) and "hash" in str(verdict))
 
 
-pools = st.one_of(st.none(), st.lists(st.integers(1, 9), max_size=5, unique=True))
+pools = st.one_of(
+    st.none(), st.tuples(st.lists(st.integers(1, 9), max_size=5, unique=True), st.booleans())
+)
 history = st.lists(
     st.dictionaries(st.sampled_from(VIPS), pools, min_size=1, max_size=4), min_size=1, max_size=8
 )
@@ -81,14 +85,14 @@ history = st.lists(
 
 @given(history)
 def test_the_table_always_ends_as_wanted(
-    changes: list[dict[IPAddress, list[int] | None]],
+    changes: list[dict[IPAddress, tuple[list[int], bool] | None]],
 ) -> None:
     """Any history of services; the same wish once more changes nothing."""
-    table, applied, model = Table(), None, dict[IPAddress, Slots | None]()
+    table, applied, model = Table(), None, dict[Front, Slots | None]()
     for change in changes:
-        wanted = {
-            vip: None if numbers is None else backends(vip, numbers)
-            for vip, numbers in change.items()
+        wanted: dict[Front, Slots | None] = {
+            vip: None if pool is None else backends(vip, pool[0], sticky=pool[1])
+            for vip, pool in change.items()
         }
         model.update(wanted)
         made = plan(ruleset, applied, wanted, {})
@@ -110,7 +114,7 @@ def test_hairpins_follow(steps: list[tuple[int, bool]]) -> None:
     first = plan(ruleset, None, {}, {})
     table, applied = Table(), Applied()
     table.run(first.commands)
-    here = set()
+    here = set[IPAddress]()
     for number, on in steps:
         ip = ipaddress.ip_address(f"10.0.1.{number}")
         (here.add if on else here.discard)(ip)
@@ -126,14 +130,14 @@ def test_one_more_backend_is_a_few_elements_whatever_else_there_is() -> None:
     texts = []
     for others in (0, 1000):
         applied = Applied()
-        many = {
+        many: dict[Front, Slots | None] = {
             ipaddress.ip_address(int(ipaddress.ip_address("10.9.0.0")) + i): backends(
                 VIPS[0], [1, 2, 3]
             )
             for i in range(others)
         }
         applied.take(plan(ruleset, None, {**many, VIPS[0]: backends(VIPS[0], [1, 2])}, {}))
-        applied.sizes.add((4, 3))
+        applied.sizes.add(("4", 3, False))
         texts.append(plan(ruleset, applied, {VIPS[0]: backends(VIPS[0], [1, 2, 3])}, {}).commands)
     assert texts[0] == texts[1]
     assert texts[0].count("\n") <= 3

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent.balancer import steering
 from agent.balancer.mesh import _elements, _fronts
-from agent.balancer.table import Port, Target
+from agent.balancer.table import SILENT, Port, Target
 from agent.gossip.records import EndpointRecord, PortConfig, Protocol
 
 maps = st.dictionaries(
@@ -64,7 +64,8 @@ def test_an_engines_task_gets_the_published_port_and_ours_the_target() -> None:
     ips = {name: ipaddress.ip_address(f"10.0.1.{i}") for i, name in enumerate("abcd", 10)}
     records = {name: record(str(ip), disabled=name == "c") for name, ip in ips.items()}
     kinds = {ips["a"]: "ours", ips["b"]: "engine", ips["c"]: "local"}
-    fronts = _fronts(records, kinds)
+    fronts = _fronts(records, kinds, {"a"})
+    assert {each.ip: each.tier for each in fronts.values()}[Target(ips["a"], 53)] == SILENT
     assert {each.vip for each in fronts.values()} == {Port(4, "udp", 30053)}
     assert {each.ip: each.serving for each in fronts.values()} == {
         Target(ips["a"], 53): True,
@@ -72,6 +73,8 @@ def test_an_engines_task_gets_the_published_port_and_ours_the_target() -> None:
         Target(ips["c"], 53): False,
     }
     assert _elements(records, kinds) == {
-        "foreign": {"10.0.1.11": ""},
-        "targets": {"10.0.1.12 . udp . 30053": "10.0.1.12 . 53"},
+        "foreign4": {"10.0.1.11": ""},
+        "targets4": {"10.0.1.12 . udp . 30053": "10.0.1.12 . 53"},
+        "foreign6": {},
+        "targets6": {},
     }

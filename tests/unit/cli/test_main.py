@@ -33,6 +33,10 @@ def nobody(tmp_path: Path) -> str:
         (["network", "create", "n", "--gateway", "10.0.0.1"], 125, "lies in no --subnet"),
         (["attach", "--network", "n"], 1, "give --netns or --pid"),
         (["node", "update", "n"], 1, "nothing to change"),
+        (["node", "list"], 1, "cannot connect to the Swarm daemon"),
+        (["network", "remove", "n"], 1, "cannot connect to the Swarm daemon"),
+        (["network", "prune", "-f", "--filter", "until=soon"], 125, "is not a duration"),
+        (["network", "prune", "-f", "--filter", "until=1h"], 1, "cannot connect to the Swarm"),
     ],
 )
 def test_one_line_and_a_status(

@@ -376,6 +376,9 @@ class Swarm:
         annotations = types_pb2.Annotations(name=name, labels=spec.pop("labels", {}))
         request = control_pb2.CreateNetworkRequest()
         request.spec.annotations.CopyFrom(annotations)
+        if options := spec.pop("options", None):
+            request.spec.driver_config.name = "overlay"
+            request.spec.driver_config.options.update(options)
         for key, value in {"attachable": True, **spec}.items():
             setattr(request.spec, key, value)
         answer = await self.control.CreateNetwork(request, timeout=DEADLINE)

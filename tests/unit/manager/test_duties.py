@@ -12,7 +12,7 @@ from manager.duties import Leadership
 from manager.keyage import KeyAge
 from manager.raft.events import Role
 from manager.raft.membership import Member
-from manager.raft.node import RaftStatus
+from manager.raft.status import RaftStatus
 from swarm.errors import InvariantError, UnavailableError
 
 MEMBERS: Mapping[int, Member] = {
@@ -21,10 +21,10 @@ MEMBERS: Mapping[int, Member] = {
 }
 
 
-def status(role: Role, leader: int | None) -> RaftStatus:
+def status(role: Role, leader: int | None, term: int = 1) -> RaftStatus:
     return RaftStatus(
         id=1,
-        term=1,
+        term=term,
         role=role,
         leader_id=leader,
         commit_index=1,
@@ -102,6 +102,29 @@ async def test_duties_wait_for_what_earlier_leaders_committed() -> None:
     assert duty.ended.is_set()
 
 
+async def test_another_term_of_the_same_leader_begins_behind_a_barrier() -> None:
+    """Even when nothing was seen of the time between: another leader may have written then."""
+    barriers = asyncio.Queue[None]()
+
+    async def barrier() -> None:
+        barriers.put_nowait(None)
+
+    leadership, duty = Leadership(barrier), Recorder()
+    task = asyncio.create_task(leadership.run([duty]))
+    leadership.note(LEADER)
+    await duty.began.wait()
+    await barriers.get()
+    duty.began.clear()
+    leadership.note(FOLLOWER)
+    leadership.note(status(Role.LEADER, 1, term=3))
+    await duty.began.wait()
+    await barriers.get()
+    assert duty.times == 2
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_a_failing_duty_ends_the_manager() -> None:
     async def fails() -> None:
         raise InvariantError("x")
@@ -155,6 +178,20 @@ def test_keys_age_over_restarts(tmp_path: Path) -> None:
     assert again.left(100) == 0
     again.note(13)
     assert again.left(100) == 100
+
+
+def test_keys_that_came_while_a_manager_was_down_are_as_old_as_the_cluster_says(
+    tmp_path: Path,
+) -> None:
+    """A manager that missed a rotation does not put off the next one; a clock ahead counts as now."""
+    wall = Wall()
+    KeyAge(tmp_path / "age", wall).note(7)
+    wall.now += 1000
+    age = KeyAge(tmp_path / "age", wall)
+    age.note(13, (wall.now - 40) * 10**9)
+    assert age.left(100) == 60
+    age.note(19, (wall.now + 40) * 10**9)
+    assert age.left(100) == 100
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"lamport": "x", "since": 1}', b"\xff"])

@@ -239,6 +239,23 @@ class TestRefusals:
         found = await refused(swarm, Placement(node_id=engine.node_id, service_id=web.id))
         assert found.reason is Reason.NODE_LACKS_DRIVER
 
+    async def test_windows_and_an_encrypted_network(self, swarm: Any) -> None:
+        await swarm.network("secret", options={"encrypted": ""})
+        web = await service(swarm, "web", "secret")
+        engine = await swarm.worker()
+        whole = engine.description
+
+        def windows() -> Any:
+            made = whole()
+            made.platform.os = "windows"
+            return made
+
+        engine.description = windows
+        await engine.register()
+        found = await refused(swarm, Placement(node_id=engine.node_id, service_id=web.id))
+        assert found.reason is Reason.NODE_LACKS_DRIVER
+        assert "runs Windows, which cannot carry the encrypted network secret" in found.message
+
     async def test_what_a_placement_names_must_exist_and_fit(self, swarm: Any) -> None:
         blue = await swarm.network("blue")
         web = await service(swarm, "web", "blue", h80=8080)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from google.protobuf.any_pb2 import Any as Packed
 
-from agent.node.coordinator import AttachRequest
+from agent.node.request import AttachRequest
 from agent.node.state import Attachment, ServicePart, Stage
 from agent.tasks import TaskRunner, Timing, naming
 from agent.tasks import runner as module

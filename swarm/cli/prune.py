@@ -1,0 +1,89 @@
+"""``swarm network prune``: away with the networks that nothing uses."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Final
+
+import click
+
+from swarm.api.docker.swarmkit import control_pb2
+from swarm.cli.network import is_manager, network, visible_networks
+from swarm.cli.parse import Duration, filters, label_match
+from swarm.client import connect
+from swarm.errors import PreconditionError
+from swarm.model import Network
+
+_CALL_SECONDS = 30
+_NANO: Final = 10**9
+_WARNING: Final = (
+    "WARNING! This will remove all custom networks not used by at least one container."
+)
+
+
+@network.command()
+@click.option(
+    "--filter",
+    "wanted",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="until=TIME (or a duration before now), label=... or label!=...",
+)
+@click.option("-f", "--force", is_flag=True, help="Do not ask first.")
+@click.pass_obj
+def prune(host: str | None, wanted: tuple[str, ...], force: bool) -> None:
+    """Remove every network that no container and no service uses; ask first."""
+    chosen = filters(wanted, known={"until", "label", "label!"})
+    until = _moment(chosen.get("until", []))
+    if not force:
+        click.echo(_WARNING)
+        if not click.confirm("Are you sure you want to continue?", default=False):
+            return
+    removed = []
+    with connect(host) as client:
+        if not is_manager(client):
+            raise PreconditionError(
+                "this node is not a manager: networks are removed on a manager node"
+            )
+        for each in visible_networks(client):
+            if each.spec.ingress or not _matches(each, chosen, until):
+                continue
+            try:
+                client.control.RemoveNetwork(
+                    control_pb2.RemoveNetworkRequest(network_id=each.id), timeout=_CALL_SECONDS
+                )
+            except PreconditionError:
+                continue  # it is in use: managers know, and decide
+            removed.append(each.spec.annotations.name)
+    if removed:
+        click.echo("\n".join(("Deleted Networks:", *removed, "")))
+
+
+def _matches(item: Network, chosen: dict[str, list[str]], until: int | None) -> bool:
+    labels = dict(item.spec.annotations.labels)
+    return (
+        (until is None or (item.meta.created_at or 0) < until)
+        and label_match(labels, chosen.get("label", []))
+        and not any(label_match(labels, [text]) for text in chosen.get("label!", []))
+    )
+
+
+def _moment(texts: list[str]) -> int | None:
+    """Return the time that ``until`` means, in nanoseconds; it may be given once.
+
+    Raises:
+        click.BadParameter: it is no time, or there are two.
+    """
+    if not texts:
+        return None
+    if len(texts) > 1:
+        raise click.BadParameter("until is given twice", param_hint="--filter")
+    (text,) = texts
+    if text.isascii() and text.isdigit():
+        return int(text) * _NANO
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return time.time_ns() - Duration().convert(text, None, None)
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()) * _NANO
