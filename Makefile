@@ -10,9 +10,10 @@ STAMP := $(VENV)/.installed
 TESTS := tests/unit tests/trace tests/sim tests/netns \
   tests/lab/test_main_job.py tests/lab/test_refusals.py tests/lab/test_leftovers.py tests/lab/test_services.py
 
-.PHONY: help demo demo-docker test test-all retest check bench soak install clean
+.PHONY: help demo demo-encrypted demo-docker test test-all retest check bench soak install clean
 help:
 	@echo "make demo    install what is missing and run the main job on a lab of three hosts (root)"
+	@echo "make demo-encrypted  on an encrypted network, under a stock kernel in an emulated machine (HERE=1: under this kernel)"
 	@echo "make demo-docker  the same with stock Docker engines in the cluster, and ours in theirs (root)"
 	@echo "make test    install what is missing and run the tests (root)"
 	@echo "make test-all  the same, and real engines, managers under faults, a stock kernel under emulation"
@@ -28,6 +29,10 @@ install: $(STAMP)
 
 demo: $(STAMP)
 	@$(BIN)/swarm lab demo
+
+demo-encrypted: $(STAMP)
+	@if [ -n "$(HERE)" ]; then $(BIN)/swarm lab demo --encrypted; \
+	else cd tests && PYTHONPATH=$(CURDIR)/tests $(CURDIR)/$(BIN)/python -m kernel.demo; fi
 
 demo-docker: $(STAMP)
 	@bash deploy/engine.sh

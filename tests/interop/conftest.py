@@ -3,44 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from support.cluster import Cluster
-from support.labs import clean_lab
-from support.mixed import Mixed
-
-from swarm.lab.cluster import Lab
-from swarm.lab.engine import PACKAGES, Engine, missing
-
-
-@contextmanager
-def engines_in(lab: Lab, hosts: tuple[str, ...], folder: Path) -> Iterator[dict[str, Engine]]:
-    """Engines on new bare hosts of a lab, started at the same time; nothing of them stays."""
-    engines = {host: Engine(lab, host, folder / host) for host in hosts}
-    try:
-        for host, engine in engines.items():
-            lab.add_bare(host)
-            engine.launch()
-        for engine in engines.values():
-            engine.await_ready()
-        yield engines
-    finally:
-        for engine in engines.values():
-            engine.destroy()
-
-
-@contextmanager
-def engine_lab(purpose: str) -> Iterator[Lab]:
-    """A lab for engines, where they can be installed."""
-    lacking = missing()
-    if lacking:
-        pytest.skip(
-            f"no Docker engine: {', '.join(lacking)} missing (apt-get install {' '.join(PACKAGES)})"
-        )
-    with clean_lab(purpose) as lab:
-        yield lab
+from support.mixed import Mixed, engine_lab, engines_in
 
 
 @pytest.fixture(scope="session")
@@ -61,8 +27,7 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixed]:
 def mixed(joined: Mixed) -> Iterator[Mixed]:
     """The cluster of ours with engines in it; containers of the test are removed after it."""
     yield joined
-    for host, name in list(joined.made):
-        joined.remove(host, name)
+    joined.clear()
 
 
 @pytest.fixture
@@ -71,8 +36,7 @@ def network(mixed: Mixed, request: pytest.FixtureRequest) -> Iterator[str]:
     name = f"net{abs(hash(request.node.nodeid)) % 1_000_000}"
     mixed.cluster.network(name)
     yield name
-    for host, container in list(mixed.made):
-        mixed.remove(host, container)
+    mixed.clear()
     mixed.cluster.remove_network(name)
 
 

@@ -181,12 +181,79 @@ def test_an_overlap_is_told_at_once(mixed: Mixed, guests: Mixed) -> None:
     assert "overlaps with 10.0.0.0/24 of network ingress" in mixed.cluster.refused("m1", *query)
 
 
+def test_filters_choose_what_docker_chooses(mixed: Mixed, guests: Mixed, network: str) -> None:
+    """Prefixes of ids and names, labels, roles, types, unused networks: the same rows by the same words."""
+    boss, cluster = guests["d1"], mixed.cluster
+    flags = ("--attachable", "--label", "team=red")
+    boss.docker("network", "create", "-d", "overlay", *flags, "habits")
+    cluster.swarm("m1", "network", "create", *flags, "habits")
+    mixed.idle("w1", "user", network)
+    try:
+        (theirs,) = json.loads(boss.docker("network", "inspect", "habits"))
+        (ours,) = json.loads(cluster.swarm("m1", "network", "inspect", "habits"))
+        for wanted in (
+            "name=abit", "label=team", "label=team=red", "label=team=blue", "driver=overlay",
+            "scope=swarm", "scope=local", "type=custom", "type=builtin",
+            f"id={theirs['Id'][:5]}",
+        ):  # fmt: skip
+            query = ("network", "ls", "--format", "{{.Name}}", "--filter", wanted)
+            said = set(boss.docker(*query).split())
+            wish = wanted.replace(theirs["Id"][:5], ours["Id"][:5])
+            told = set(cluster.swarm("m1", *query[:-1], wish).split())
+            assert ("habits" in told) is ("habits" in said), wanted
+        unused = cluster.swarm("m1", "network", "ls", "-q", "--filter", "dangling=true").split()
+        assert ours["Id"][:12] in unused
+        assert len(unused) < len(cluster.swarm("m1", "network", "ls", "-q").split())
+        for wanted, count in (
+            ("role=manager", 1),
+            ("role=worker", 3),
+            ("name=d", 2),
+            ("name=m1", 1),
+        ):
+            rows = cluster.swarm("m1", "node", "ls", "-q", "--filter", wanted).split()
+            assert len(rows) == count, wanted
+    finally:
+        boss.docker("network", "rm", "habits")
+        cluster.swarm("m1", "network", "rm", "habits")
+
+
+def test_prune_leaves_what_is_used(mixed: Mixed, guests: Mixed, network: str) -> None:
+    """``network prune``: docker's question and words; a network with a container on an engine stays."""
+    boss, cluster = guests["d1"], mixed.cluster
+    mixed.idle("d1", "keeper", network)
+    boss.docker("network", "create", "-d", "overlay", "prunable")
+    cluster.swarm("m1", "network", "create", "prunable")
+    theirs = boss.docker("network", "prune", "--force", "--filter", "until=0s")
+    ours = cluster.swarm("m1", "network", "prune", "--force", "--filter", "until=0s")
+    assert ours == theirs == "Deleted Networks:\nprunable\n\n"
+    assert network in cluster.swarm("m1", "network", "ls", "--format", "{{.Name}}").split()
+    for word in ("WARNING! This will remove all custom networks", "want to continue? [y/N]"):
+        assert word in cluster.attempt("m1", "network", "prune").stdout
+
+
+def test_a_shell_completes_names(mixed: Mixed, network: str) -> None:
+    """Networks and nodes are offered as the daemon knows them, and not twice."""
+
+    def offered(*typed: str) -> set[str]:
+        words = " ".join(("swarm", *typed))
+        result = mixed.cluster.lab.run(
+            "m1", "env", "_SWARM_COMPLETE=bash_complete", f"COMP_WORDS={words}",
+            f"COMP_CWORD={len(typed)}", "swarm",
+        )  # fmt: skip
+        return {line.partition(",")[2] for line in result.stdout.splitlines()}
+
+    assert network in offered("network", "inspect", network[:4])
+    assert offered("node", "inspect", "d") == {"d1", "d2"}
+    assert offered("node", "inspect", "d1", "d") == {"d2"}
+    assert "prune" in offered("network", "p")
+
+
 @pytest.mark.parametrize(
     "command",
     [
         ("network", "create"), ("network", "ls"), ("network", "inspect"), ("network", "rm"),
-        ("network", "connect"), ("network", "disconnect"),
-        ("node", "ls"), ("node", "inspect"), ("node", "update"), ("node", "rm"), ("node", "promote"),
+        ("network", "connect"), ("network", "disconnect"), ("network", "prune"), ("network", "list"),
+        ("node", "ls"), ("node", "ps"), ("node", "inspect"), ("node", "update"), ("node", "rm"), ("node", "promote"),
         ("swarm", "init"), ("swarm", "join"), ("swarm", "leave"), ("swarm", "join-token"),
     ],
     ids=" ".join,

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,36 +17,12 @@ from swarm.lab.processes import wait_until
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
 
-@contextmanager
-def steady_ping(mixed: Mixed, host: str, container: str, target: str) -> Iterator[list[str]]:
-    """Ping five times a second while the block runs; afterwards the list holds sent and received."""
-    engine = mixed[host]
-    pid = engine.docker("inspect", "--format", "{{.State.Pid}}", container).strip()
-    words, environment = mixed.cluster.lab.argv(
-        host,
-        engine.within(
-            ["nsenter", "--target", pid, "--net", "ping", "-i", "0.2", "-W", "1", target]
-        ),
-    )
-    result: list[str] = []
-    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield result
-        finally:
-            (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            os.kill(int(child), signal.SIGINT)
-            output, _ = process.communicate(timeout=10)
-            summary = next(line for line in output.splitlines() if "packets transmitted" in line)
-            result += [summary.split()[0], summary.split()[3]]
-
-
 def test_manager_killed_and_back(mixed: Mixed, network: str) -> None:
     """SIGKILL to our only manager: no ping is lost, engines are Ready again by themselves, addresses stay unique."""
     target = mixed.serve("w1", "base", network)
     first = mixed.idle("d1", "rover", network)
     mixed.eventually_pings("d1", "rover", "base")
-    counts: list[str]
-    with steady_ping(mixed, "d1", "rover", target) as counts:
+    with mixed.steady_ping("d1", "rover", target) as counts:
         mixed.cluster.lab.kill("m1", manager_only=True)
         # The same names answer while there is no manager.
         assert mixed.pings("d1", "rover", "base")
@@ -120,7 +92,7 @@ def test_our_agent_restarted(mixed: Mixed, network: str) -> None:
     target = mixed.serve("w1", "rock", network)
     mixed.idle("d1", "wave", network)
     mixed.eventually_pings("d1", "wave", "rock")
-    with steady_ping(mixed, "d1", "wave", target) as counts:
+    with mixed.steady_ping("d1", "wave", target) as counts:
         mixed.cluster.lab.kill("w1")
         mixed.cluster.lab.start("w1")
         mixed.cluster.lab.await_ready("m1", 4)

@@ -21,8 +21,7 @@ HOSTS = ("w1", "w2", "d1")
 def theirs(guests: Mixed) -> Iterator[Mixed]:
     """The engine's swarm with our daemons in it; containers of the test are removed after it."""
     yield guests
-    for host, name in list(guests.made):
-        guests.remove(host, name)
+    guests.clear()
 
 
 @pytest.fixture
@@ -32,8 +31,7 @@ def overlay(theirs: Mixed, request: pytest.FixtureRequest) -> Iterator[str]:
     boss = theirs["d1"]
     boss.docker("network", "create", "-d", "overlay", "--attachable", name)
     yield name
-    for host, container in list(theirs.made):
-        theirs.remove(host, container)
+    theirs.clear()
     wait_until(
         lambda: boss.attempt("network", "rm", name).returncode == 0,
         seconds=20,
