@@ -293,6 +293,12 @@ async def _dataplane(member: Member, dataplane: Dataplane) -> list[Metric]:
         _counter("dataplane_failures", "Calls that ended in an error.", stats.failures),
         _gauge("dataplane_attach_seconds", "What the latest attach took.", stats.attach_seconds),
     ]
+    if member.mesh is not None:
+        found.append(
+            _counter(
+                "balancer_drift", "Tables made anew after foreign edits.", member.mesh.foreign_edits
+            )
+        )
     coordinator = member.coordinator
     packets: dict[tuple[str, ...], float] = {}
     octets: dict[tuple[str, ...], float] = {}

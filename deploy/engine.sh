@@ -10,7 +10,8 @@ for program in dockerd containerd runc docker; do
   command -v "$program" >/dev/null || { missing+=(docker.io); break; }
 done
 command -v iptables >/dev/null || missing+=(iptables)
-[ -x /bin/busybox ] || missing+=(busybox-static)
+# The image for the engine's containers is made of this one program, without the libraries of a dynamic one.
+if [ ! -x /bin/busybox ] || ldd /bin/busybox >/dev/null 2>&1; then missing+=(busybox-static); fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 [ "$(id -u)" = 0 ] || die "a real Docker engine needs ${missing[*]}; run as root, or: apt-get install ${missing[*]}"

@@ -23,6 +23,9 @@ MAX_FILE: Final = 64 * 1024
 
 SECOND: Final = 1_000_000_000
 HOUR: Final = 3600 * SECOND
+UNSPECIFIED: Final = frozenset({"0.0.0.0", "::"})
+"""Hosts that mean every address."""
+
 MAX_POOLS: Final = 64
 MAX_JOINED: Final = 64
 MIN_DATA_PATH_PORT: Final = 1024
@@ -87,6 +90,12 @@ class ManagerConfig:
     """Log entries between two snapshots."""
     max_snapshots: int = 0
     """Old snapshots kept beside the newest."""
+
+    @property
+    def listen(self) -> tuple[str, int]:
+        """Host (empty for every address) and port this manager serves on."""
+        host, port = split_target(self.listen_addr)
+        return ("" if host in UNSPECIFIED else host), port
 
     def __post_init__(self) -> None:
         split_target(self.listen_addr)

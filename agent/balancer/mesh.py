@@ -140,6 +140,11 @@ class Mesh:
             await self._dataplane.within(HOST, lambda _: steering.unlink_host())
         log.info("mesh.left", network=ingress.network.id)
 
+    @property
+    def foreign_edits(self) -> int:
+        """How often a table of balancer or mesh had been changed by somebody else, and was mended."""
+        return self.drift + self._balancer.drift
+
     def identity(self) -> tuple[str, str, bytes] | None:
         """Return network, key and value of the peer record that tells others of this node."""
         ingress = self._ingress

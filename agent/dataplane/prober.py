@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from dataclasses import dataclass
 
 from agent.dataplane.chamber import PROBE_PORT, Chamber
@@ -21,8 +22,10 @@ SMALL = 128
 LEAST = {4: 576, 6: 1280}
 """No path of that family is smaller by its standard; less is not looked for."""
 STEP = 4
-WAIT = 0.4
-"""Seconds for one answer; between nodes of a cluster it takes a hundredth."""
+WAIT = 1.0
+"""Seconds for the first answers of a path."""
+LEAST_WAIT, ROUNDS = 0.1, 8
+"""Later ones get so many times what the quickest took, but never less than the first figure, seconds."""
 FEW, MANY = 3, 5
 """Attempts before a packet counts as one that does not pass; a lossy path must not look like a small one."""
 _HEADERS = {4: 28, 6: 48}
@@ -42,7 +45,7 @@ class Verdict:
 
 
 class Prober:
-    """Sends probes and hears answers in the event loop; answers others meanwhile.
+    """Sends probes and hears answers in the event loop; answers others meanwhile. One path at a time.
 
     Args:
         chamber: whose sockets it uses.
@@ -52,6 +55,7 @@ class Prober:
         self._chamber = chamber
         self._version = chamber.settings.vtep.version
         self._waiting: dict[bytes, asyncio.Future[None]] = {}
+        self._wait = WAIT
 
     def open(self) -> None:
         """Begin to answer and to listen."""
@@ -84,8 +88,12 @@ class Prober:
 
     async def measure(self, peer: IPAddress) -> Verdict | None:
         """Try the path to a node; None when it does not answer, or not for long enough."""
+        self._wait = WAIT
+        began = time.monotonic()
         if not await self._passes(peer, SMALL, FEW):
             return None
+        took = time.monotonic() - began
+        self._wait = min(WAIT, max(LEAST_WAIT, ROUNDS * took))
         sums = await self._passes(peer, SMALL, MANY, sums=True)
         mtu = self._chamber.mtu
         if not await self._passes(peer, mtu, MANY):
@@ -118,12 +126,12 @@ class Prober:
             waiting = self._waiting[nonce] = asyncio.get_running_loop().create_future()
             try:
                 sender.sendto(nonce + padding, (str(peer), PROBE_PORT))
-                async with asyncio.timeout(WAIT):
+                async with asyncio.timeout(self._wait):
                     await waiting
             except TimeoutError:
                 continue
             except OSError:
-                await asyncio.sleep(WAIT)  # too large, or no way there: as good as lost
+                await asyncio.sleep(self._wait)  # too large, or no way there: as good as lost
                 continue
             else:
                 return True

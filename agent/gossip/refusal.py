@@ -14,9 +14,7 @@ class Refusal(StrEnum):
     TRUNCATED = "truncated"  # tail of a compound message cut off
     WRONG_NODE = "wrong_node"  # a ping for another name
     STREAMS_FULL = "streams_full"  # more streams at once than are served, of one host or in all
-    UNFINISHED = (
-        "unfinished"  # a stream that ended or stalled before its request was read and answered
-    )
+    UNFINISHED = "unfinished"  # a stream that broke off or stalled
     OVERFLOW = "overflow"  # more waits to be worked on than is reasonable
     ADDRESS = "address"  # not a usable address or port
     ADDRESS_CONFLICT = "address_conflict"  # a known name at another address
@@ -27,9 +25,7 @@ class Refusal(StrEnum):
     PEER_ERROR = "peer_error"  # the other side answered with an error
     UNKNOWN_NODE = "unknown_node"  # event of or about a node that is no active member
     NOT_ATTACHED = "not_attached"  # entry of an owner that is not on the network
-    EARLY_FULL = "early_full"  # entries ahead of their attachment, too many to keep
     TABLE_FULL = "table_full"
-    FOREIGN_STATE = "foreign_state"  # push/pull naming another sender
 
 
 class Refusals:

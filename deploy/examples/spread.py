@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from swarm.model import NodeState, Task, TaskState
+from swarm.model import NodeAvailability, NodeState, Task, TaskState
 from swarm.scheduler import (
     Kind,
     Mirror,
@@ -35,14 +35,16 @@ PAUSE = 5.0  # seconds before a task that ended by itself is followed by another
 
 
 def alive(cluster: Mirror, task: Task) -> bool:
-    """Say whether a task runs, or will."""
+    """Say whether a task runs, or will, where it may."""
     node = cluster.nodes.get(task.node_id)
-    down = node is None or node.status.state is NodeState.DOWN
-    return task.desired_state <= TaskState.RUNNING >= task.status.state and not down
+    if node is None or node.status.state is NodeState.DOWN:
+        return False
+    drained = node.spec.availability is NodeAvailability.DRAIN
+    return task.desired_state <= TaskState.RUNNING >= task.status.state and not drained
 
 
 def lost(cluster: Mirror, service_id: str, replicas: int) -> list[str]:
-    """Return the tasks to give back: on lost nodes, or of a slot beyond the last."""
+    """Return the tasks to give back: on lost or drained nodes, or of a slot beyond the last."""
     return [
         task.id
         for task in cluster.tasks_of(service_id)

@@ -5,11 +5,12 @@ manager then applies it to its own state machine, in the same order. Source: Ong
 "Consensus: Bridging Theory and Practice" (2014); why the engine is our own: docs/decisions.
 
 - ``node``: :class:`~manager.raft.node.RaftNode`, what the rest of the manager uses.
-- ``core``, ``intake``, ``election``, ``leader``, ``follower``, ``asking``: what a member does, free
-  of I/O, clock and randomness. ``log``, ``progress``, ``quorum``, ``reads``, ``outbox``,
-  ``membership``, ``faults``: its parts.
+- ``core``, ``intake``, ``election``, ``leader``, ``handover``, ``follower``, ``asking``: what a
+  member does, free of I/O, clock and randomness. ``log``, ``progress``, ``quorum``, ``reads``,
+  ``outbox``, ``membership``, ``faults``: its parts.
 - ``messages``, ``events``, ``config``, ``errors``, ``wire``: the vocabulary and its bounds.
-- ``storage``, ``keys``: the sealed state on disk. ``transport``, ``codec``: gRPC between managers.
+- ``storage``, ``sealing``, ``database``, ``keys``: the sealed state on disk.
+- ``transport``, ``codec``: gRPC between managers.
 - ``waiting``, ``report``, ``status``, ``ports``: the callers, the log lines, the view and the seams of
   the node.
 

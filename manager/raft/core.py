@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-from manager.raft import asking, election, follower, intake, leader
+from manager.raft import asking, election, follower, handover, intake, leader
 from manager.raft.config import (
     MAX_ENTRY_BYTES,
     MAX_UNCOMMITTED_BYTES,
@@ -143,7 +143,7 @@ class RaftCore:
         """Answers to the current campaign."""
         self.peers: dict[int, Progress] = {}
         """Leader: every member of the configuration in force, itself included if in it."""
-        self.transfer: leader.Transfer | None = None
+        self.transfer: handover.Transfer | None = None
         """Leader: a handover under way; proposals are refused meanwhile."""
         self.uncommitted = 0
         """Leader: bytes of entries beyond the commit index."""
@@ -271,7 +271,7 @@ class RaftCore:
         """
         if self.role is not Role.LEADER:
             raise self.not_leader()
-        return leader.start_transfer(self, to)
+        return handover.start(self, to)
 
     def request_read(self) -> int:
         """Ask for a linearisable read point; the answer comes in ``Ready.reads``.
@@ -333,6 +333,20 @@ class RaftCore:
     def alone(self) -> bool:
         """True for the only voter."""
         return self.log.membership.voters == {self.id}
+
+    def active_voters(self, membership: Membership) -> set[int]:
+        """Leader: return the voters heard within an election time, this member among them."""
+        oldest = self.ticks - self.config.election_ticks
+        return {
+            voter
+            for voter in membership.voters
+            if voter == self.id
+            or (
+                (progress := self.peers.get(voter)) is not None
+                and progress.heard is not None
+                and progress.heard >= oldest
+            )
+        }
 
     def not_leader(self) -> NotLeaderError:
         """Return the error that points to the leader."""

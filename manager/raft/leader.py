@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from manager.raft import asking, quorum
+from manager.raft import asking, handover, quorum
 from manager.raft.config import (
     CAUGHT_UP_ENTRIES,
     MAX_APPEND_BYTES,
@@ -13,7 +12,7 @@ from manager.raft.config import (
     MAX_PENDING_READS,
 )
 from manager.raft.errors import ChangeRefusal, ChangeRefusedError
-from manager.raft.events import QuorumLost, Reason, SnapshotSent, TransferAborted, TransferStarted
+from manager.raft.events import QuorumLost, Reason, SnapshotSent
 from manager.raft.membership import Change, ChangeKind, Membership
 from manager.raft.messages import (
     Append,
@@ -26,23 +25,11 @@ from manager.raft.messages import (
     ReadReply,
     ReadRequest,
     SnapshotReply,
-    TimeoutNow,
 )
 from manager.raft.progress import Mode, Progress
 
 if TYPE_CHECKING:
     from manager.raft.core import RaftCore
-
-
-@dataclass(slots=True)
-class Transfer:
-    """A handover under way."""
-
-    to: int
-    started: int
-    """Leader's tick at its start."""
-    told: bool = False
-    """The target was complete and got its TimeoutNow."""
 
 
 def begin(core: RaftCore) -> None:
@@ -77,20 +64,20 @@ def sync_peers(core: RaftCore) -> None:
     if mine is not None:
         mine.match, mine.next = core.log.saved, core.log.saved + 1
     if core.transfer is not None and core.transfer.to not in core.peers:
-        _end_transfer(core)
+        handover.end(core)
 
 
 def tick(core: RaftCore) -> None:
     """Heartbeats, the quorum check, and what got stuck."""
     if core.elapsed >= core.config.election_ticks:
         core.elapsed = 0
-        active = active_voters(core, core.membership)
+        active = core.active_voters(core.membership)
         if len(active) < quorum.size(len(core.membership.voters)):
             core.events.append(QuorumLost(term=core.term, active=tuple(sorted(active))))
             core.become_follower(core.term, None)
             return
     if core.transfer and core.ticks - core.transfer.started >= core.config.election_ticks:
-        _end_transfer(core)
+        handover.end(core)
     for progress in core.peers.values():
         if progress.outgoing is not None:
             progress.outgoing.stalled += 1
@@ -98,21 +85,6 @@ def tick(core: RaftCore) -> None:
                 progress.outgoing.rewind()
     if core.ticks % core.config.heartbeat_ticks == 0:
         broadcast_heartbeat(core)
-
-
-def active_voters(core: RaftCore, membership: Membership) -> set[int]:
-    """Return the voters heard within an election time, this member among them."""
-    oldest = core.ticks - core.config.election_ticks
-    return {
-        voter
-        for voter in membership.voters
-        if voter == core.id
-        or (
-            (progress := core.peers.get(voter)) is not None
-            and progress.heard is not None
-            and progress.heard >= oldest
-        )
-    }
 
 
 def broadcast_heartbeat(core: RaftCore) -> None:
@@ -203,7 +175,7 @@ def handle_append_reply(core: RaftCore, message: Message[AppendReply]) -> None:
         progress.become_replicate()
     if news:
         maybe_commit(core)
-        _maybe_tell(core)
+        handover.maybe_tell(core)
 
 
 def handle_heartbeat_reply(core: RaftCore, message: Message[HeartbeatReply]) -> None:
@@ -285,16 +257,8 @@ def maybe_commit(core: RaftCore) -> None:
     core.uncommitted -= log.size_between(log.commit, index)
     core.commit_to(index)
     if core.id not in log.committed_membership.members:
-        _leave(core)
-
-
-def _leave(core: RaftCore) -> None:
-    """Step down after the own removal is committed, and let the most complete voter go on."""
-    flush(core)
-    successor = _best_voter(core)
-    if successor is not None:
-        core.send(successor, TimeoutNow())
-    core.become_follower(core.term, None)
+        flush(core)
+        handover.leave(core)
 
 
 def checked_change(core: RaftCore, change: Change) -> Membership:
@@ -321,7 +285,7 @@ def checked_change(core: RaftCore, change: Change) -> Membership:
     if change.kind is ChangeKind.PROMOTE and not caught_up(core, change.raft_id):
         raise refusal(ChangeRefusal.NOT_CAUGHT_UP)
     if change.kind in {ChangeKind.PROMOTE, ChangeKind.REMOVE}:
-        active = active_voters(core, membership)
+        active = core.active_voters(membership)
         if core.id not in membership.members:
             active.discard(core.id)
         if len(active) < quorum.size(len(membership.voters)):
@@ -339,42 +303,3 @@ def caught_up(core: RaftCore, raft_id: int) -> bool:
         and core.ticks - progress.heard < core.config.election_ticks
         and progress.match + CAUGHT_UP_ENTRIES >= core.log.last_index
     )
-
-
-def start_transfer(core: RaftCore, to: int | None) -> int:
-    """Begin a handover; the target is told once its log is complete."""
-    if core.transfer is not None:
-        raise ChangeRefusedError(ChangeRefusal.TRANSFERRING, core.transfer.to)
-    target = _best_voter(core) if to is None else to
-    if target is None:
-        raise ChangeRefusedError(ChangeRefusal.NO_TARGET, core.id)
-    if target not in core.peers:
-        raise ChangeRefusedError(ChangeRefusal.UNKNOWN, target)
-    if target not in core.membership.voters:
-        raise ChangeRefusedError(ChangeRefusal.NOT_VOTER, target)
-    if target == core.id:
-        raise ChangeRefusedError(ChangeRefusal.NO_TARGET, target)
-    core.transfer = Transfer(to=target, started=core.ticks)
-    core.events.append(TransferStarted(to=target))
-    _maybe_tell(core)
-    return target
-
-
-def _best_voter(core: RaftCore) -> int | None:
-    candidates = active_voters(core, core.membership) - {core.id}
-    return max(candidates, key=lambda i: (core.peers[i].match, -i), default=None)
-
-
-def _maybe_tell(core: RaftCore) -> None:
-    transfer = core.transfer
-    if transfer is None or transfer.told:
-        return
-    if core.peers[transfer.to].match == core.log.last_index:
-        transfer.told = True
-        core.send(transfer.to, TimeoutNow())
-
-
-def _end_transfer(core: RaftCore) -> None:
-    if core.transfer is not None:
-        core.events.append(TransferAborted(to=core.transfer.to))
-        core.transfer = None

@@ -19,21 +19,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import sqlite3
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-from manager.raft.errors import CorruptStateError, StorageError
-from manager.raft.keys import NONCE_BYTES, DataKeys, load_keys, save_keys, sync_directory
+from manager.raft.database import connect, corrupt, explained, record, transaction
+from manager.raft.errors import StorageError
+from manager.raft.keys import DataKeys, load_keys, save_keys, sync_directory
 from manager.raft.messages import Batch, DurableState, Entry, EntryKind, Snapshot, Stored
+from manager.raft.sealing import Sealer, chunk_place, entry_place
 from manager.raft.wire import decode_membership_untrusted, encode_membership
 from swarm.errors import WireError
 
@@ -43,7 +39,6 @@ CHUNK_BYTES = 1024 * 1024
 """Snapshot bytes per sealed row; SQLite would take 1 GB, but not without copying it often."""
 
 _FORMAT = 1
-_PAGE_BYTES = 4096
 _STATE = struct.Struct(">9Q")
 _HEADER = struct.Struct(">4Q32s")
 _SCHEMA = (
@@ -81,7 +76,7 @@ class Storage(Protocol):
 class SqliteStorage:
     """See the module. Made by :meth:`create` or :meth:`open`, never directly."""
 
-    __slots__ = ("_aad", "_connection", "_keys", "directory", "identity")
+    __slots__ = ("_connection", "_sealer", "directory", "identity")
 
     def __init__(
         self, directory: Path, connection: sqlite3.Connection, keys: DataKeys, identity: Identity
@@ -89,8 +84,7 @@ class SqliteStorage:
         self.directory = directory
         self.identity = identity
         self._connection = connection
-        self._keys = keys
-        self._aad = _identity_bytes(identity)
+        self._sealer = Sealer(path=self._path, owner=_identity_bytes(identity), keys=keys)
 
     @staticmethod
     def exists(directory: Path) -> bool:
@@ -117,16 +111,16 @@ class SqliteStorage:
             os.close(os.open(scratch, os.O_CREAT | os.O_EXCL, 0o600))
         except OSError as cause:
             raise StorageError(f"Cannot write {directory}: {cause}.") from cause
-        with _explained(scratch):
-            connection = _connect(scratch)
-            with _transaction(connection):
+        with explained(scratch):
+            connection = connect(scratch)
+            with transaction(connection):
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 storage = cls(directory, connection, keys, identity)
                 storage._put("identity", _identity_bytes(identity))
                 storage._put("format", str(_FORMAT).encode())
                 storage._put_state(Batch(state=DurableState()), last_term=0)
-                storage._put("incarnation", storage._seal(b"incarnation", bytes(8)))
+                storage._put("incarnation", storage._sealer.seal(b"incarnation", bytes(8)))
             connection.close()
         # Appears whole or not at all: a crash in here must not look like damaged state later.
         scratch.replace(directory / DATABASE)
@@ -146,11 +140,11 @@ class SqliteStorage:
         if not path.exists():
             raise StorageError(f"{path} does not exist.")
         keys = load_keys(directory / KEY_FILE, unlock_key)
-        with _explained(path):
-            connection = _connect(path)
+        with explained(path):
+            connection = connect(path)
             try:
-                _check_format(path, _get(connection, path, "format"))
-                identity = _parse_identity(path, _get(connection, path, "identity"))
+                _check_format(path, record(connection, path, "format"))
+                identity = _parse_identity(path, record(connection, path, "identity"))
                 storage = cls(directory, connection, keys, identity)
                 if len(keys.keys) > 1:
                     storage._reseal(unlock_key)
@@ -165,15 +159,15 @@ class SqliteStorage:
         Raises:
             CorruptStateError: torn, altered or incomplete; names the file and what to do.
         """
-        with _explained(self._path):
+        with explained(self._path):
             found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
-                raise _corrupt(self._path, found)
-            sealed = _get(self._connection, self._path, "incarnation")
-            incarnation = int.from_bytes(self._unseal(b"incarnation", sealed), "big") + 1
-            with _transaction(self._connection):
+                raise corrupt(self._path, found)
+            sealed = record(self._connection, self._path, "incarnation")
+            incarnation = int.from_bytes(self._sealer.open(b"incarnation", sealed), "big") + 1
+            with transaction(self._connection):
                 value = incarnation.to_bytes(8, "big")
-                self._put("incarnation", self._seal(b"incarnation", value))
+                self._put("incarnation", self._sealer.seal(b"incarnation", value))
             return self._load(incarnation)
 
     def save(self, batch: Batch) -> None:
@@ -183,10 +177,15 @@ class SqliteStorage:
             StorageError: the disk refused; nothing of the batch is stored.
         """
         rows = [
-            (entry.index, entry.term, entry.kind.value, self._seal(_entry_aad(entry), entry.data))
+            (
+                entry.index,
+                entry.term,
+                entry.kind.value,
+                self._sealer.seal(entry_place(entry), entry.data),
+            )
             for entry in batch.entries
         ]
-        with _explained(self._path), _transaction(self._connection):
+        with explained(self._path), transaction(self._connection):
             execute = self._connection.execute
             execute("DELETE FROM log WHERE idx < ? OR idx > ?", (batch.first_index, batch.keep_to))
             self._connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", rows)
@@ -201,9 +200,9 @@ class SqliteStorage:
         Turning autolock on calls for it: the old key once stood on the disk in the clear. A crash
         in between is made good by the next :meth:`open`.
         """
-        with _explained(self._path):
-            self._keys = self._keys.with_next()
-            save_keys(self.directory / KEY_FILE, self._keys, unlock_key)
+        with explained(self._path):
+            self._sealer.keys = self._sealer.keys.with_next()
+            save_keys(self.directory / KEY_FILE, self._sealer.keys, unlock_key)
             self._reseal(unlock_key)
 
     def close(self) -> None:
@@ -221,19 +220,19 @@ class SqliteStorage:
         for index, term, kind, sealed in rows:
             expected = first + len(entries)
             if index != expected:
-                raise _corrupt(self._path, f"entry {expected} is missing (found {index})")
+                raise corrupt(self._path, f"entry {expected} is missing (found {index})")
             try:
                 shell = Entry(index=index, term=term, kind=EntryKind(kind))
             except ValueError as cause:
-                raise _corrupt(self._path, f"entry {index} is of unknown kind") from cause
-            data = self._unseal(_entry_aad(shell), sealed)
+                raise corrupt(self._path, f"entry {index} is of unknown kind") from cause
+            data = self._sealer.open(entry_place(shell), sealed)
             entries.append(Entry(index=index, term=term, kind=shell.kind, data=data))
         found = (entries[-1].index, entries[-1].term) if entries else (first - 1, prev_term)
         if found != (last, last_term):
-            raise _corrupt(self._path, f"the log ends at {found[0]} instead of {last}")
+            raise corrupt(self._path, f"the log ends at {found[0]} instead of {last}")
         snapshot = self._get_snapshot()
         if (snapshot.index, snapshot.term) != snapshot_at or snapshot.index < first - 1:
-            raise _corrupt(self._path, "the snapshot does not belong to the log")
+            raise corrupt(self._path, "the snapshot does not belong to the log")
         return Stored(
             state=state,
             snapshot=snapshot,
@@ -260,10 +259,10 @@ class SqliteStorage:
             last_term,
             *snapshot_at,
         )
-        self._put("state", self._seal(b"state", value))
+        self._put("state", self._sealer.seal(b"state", value))
 
     def _get_state(self) -> tuple[DurableState, int, int, int, int, tuple[int, int]]:
-        value = self._unseal(b"state", _get(self._connection, self._path, "state"))
+        value = self._sealer.open(b"state", record(self._connection, self._path, "state"))
         term, vote, commit, first, prev_term, last, last_term, at, at_term = _STATE.unpack(value)
         state = DurableState(term=term, vote=vote or None, commit=commit)
         return state, first, prev_term, last, last_term, (at, at_term)
@@ -278,10 +277,10 @@ class SqliteStorage:
             hashlib.sha256(data).digest(),
         )
         place = snapshot.index, snapshot.term
-        rows = [(0, self._seal(_chunk_aad(0, (0, 0)), header + membership))]
+        rows = [(0, self._sealer.seal(chunk_place(0, (0, 0)), header + membership))]
         for seq, offset in enumerate(range(0, len(data), CHUNK_BYTES), start=1):
             chunk = data[offset : offset + CHUNK_BYTES]
-            rows.append((seq, self._seal(_chunk_aad(seq, place), chunk)))
+            rows.append((seq, self._sealer.seal(chunk_place(seq, place), chunk)))
         self._connection.execute("DELETE FROM snapshot")
         self._connection.executemany("INSERT INTO snapshot VALUES (?, ?)", rows)
 
@@ -290,123 +289,45 @@ class SqliteStorage:
         if not rows:
             return Snapshot()
         if [seq for seq, _ in rows] != list(range(len(rows))):
-            raise _corrupt(self._path, "a part of the snapshot is missing")
-        header = self._unseal(_chunk_aad(0, (0, 0)), rows[0][1])
+            raise corrupt(self._path, "a part of the snapshot is missing")
+        header = self._sealer.open(chunk_place(0, (0, 0)), rows[0][1])
         index, term, total, size, digest = _HEADER.unpack_from(header)
         data = b"".join(
-            self._unseal(_chunk_aad(seq, (index, term)), part) for seq, part in rows[1:]
+            self._sealer.open(chunk_place(seq, (index, term)), part) for seq, part in rows[1:]
         )
         membership = header[_HEADER.size :]
         if len(data) != total or len(membership) != size or hashlib.sha256(data).digest() != digest:
-            raise _corrupt(self._path, "a part of the snapshot is missing")
+            raise corrupt(self._path, "a part of the snapshot is missing")
         try:
             members = decode_membership_untrusted(membership)
         except WireError as cause:
-            raise _corrupt(self._path, "the snapshot's membership is unreadable") from cause
+            raise corrupt(self._path, "the snapshot's membership is unreadable") from cause
         return Snapshot(index=index, term=term, membership=members, data=data)
 
     def _put(self, name: str, value: bytes) -> None:
         self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
-    def _seal(self, aad: bytes, data: bytes) -> bytes:
-        number = self._keys.current
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        sealed = AESGCM(self._keys.keys[number]).encrypt(nonce, data, aad + self._aad)
-        return number.to_bytes(4, "big") + nonce + sealed
-
-    def _unseal(self, aad: bytes, sealed: bytes) -> bytes:
-        if len(sealed) < 4 + NONCE_BYTES:
-            raise _corrupt(self._path, "a record is too short")
-        key = self._keys.keys.get(int.from_bytes(sealed[:4], "big"))
-        if key is None:
-            raise _corrupt(self._path, "a record is sealed under an unknown data key")
-        nonce, body = sealed[4 : 4 + NONCE_BYTES], sealed[4 + NONCE_BYTES :]
-        try:
-            return AESGCM(key).decrypt(nonce, body, aad + self._aad)
-        except InvalidTag as cause:
-            what = aad.split(b"\0")[0].decode()
-            raise _corrupt(self._path, f"the seal of a record ({what}) is broken") from cause
-
     def _reseal(self, unlock_key: bytes | None) -> None:
         """Bring every record under the current key, then forget the older ones."""
-        with _transaction(self._connection):
+        with transaction(self._connection):
             execute = self._connection.execute
             for name in ("state", "incarnation"):
-                value = self._unseal(name.encode(), _get(self._connection, self._path, name))
-                self._put(name, self._seal(name.encode(), value))
+                value = self._sealer.open(name.encode(), record(self._connection, self._path, name))
+                self._put(name, self._sealer.seal(name.encode(), value))
             for row in execute("SELECT idx, term, kind, sealed FROM log").fetchall():
-                aad = _entry_aad(Entry(index=row[0], term=row[1], kind=EntryKind(row[2])))
-                value = self._seal(aad, self._unseal(aad, row[3]))
+                aad = entry_place(Entry(index=row[0], term=row[1], kind=EntryKind(row[2])))
+                value = self._sealer.seal(aad, self._sealer.open(aad, row[3]))
                 execute("UPDATE log SET sealed = ? WHERE idx = ?", (value, row[0]))
             snapshot = self._get_snapshot()
             if snapshot.index:
                 self._put_snapshot(snapshot)
-        self._keys = self._keys.only_current()
-        save_keys(self.directory / KEY_FILE, self._keys, unlock_key)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-        # No second process may write the same log; the lock lives as long as the connection.
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode = TRUNCATE")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA cell_size_check = ON")
-        # What a truncation or compaction frees is overwritten, not left readable under an old key.
-        connection.execute("PRAGMA secure_delete = ON")
-        connection.execute("BEGIN EXCLUSIVE")
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours."""
-    try:
-        yield
-    except sqlite3.OperationalError as cause:
-        if "locked" in str(cause):
-            raise StorageError(f"Another process uses {path}; stop it first.") from cause
-        raise StorageError(f"Cannot read or write {path}: {cause}.") from cause
-    except (sqlite3.DatabaseError, sqlite3.ProgrammingError, struct.error) as cause:
-        raise _corrupt(path, str(cause)) from cause
-
-
-def _get(connection: sqlite3.Connection, path: Path, name: str) -> bytes:
-    row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-    if row is None or not isinstance(row[0], bytes):
-        raise _corrupt(path, f"the record {name!r} is missing")
-    return row[0]
+        self._sealer.keys = self._sealer.keys.only_current()
+        save_keys(self.directory / KEY_FILE, self._sealer.keys, unlock_key)
 
 
 def _check_format(path: Path, value: bytes) -> None:
     if value != str(_FORMAT).encode():
         raise StorageError(f"{path} was written by another version of this program.")
-
-
-def _entry_aad(entry: Entry) -> bytes:
-    return b"entry\0" + struct.pack(">QQB", entry.index, entry.term, entry.kind)
-
-
-def _chunk_aad(seq: int, place: tuple[int, int]) -> bytes:
-    return b"snapshot\0" + struct.pack(">QQQ", seq, *place)
 
 
 def _identity_bytes(identity: Identity) -> bytes:
@@ -418,15 +339,7 @@ def _parse_identity(path: Path, value: bytes) -> Identity:
         fields = json.loads(value)
         identity = Identity(**fields)
     except (ValueError, TypeError) as cause:
-        raise _corrupt(path, "the identity is unreadable") from cause
+        raise corrupt(path, "the identity is unreadable") from cause
     if _identity_bytes(identity) != value:
-        raise _corrupt(path, "the identity is unreadable")
+        raise corrupt(path, "the identity is unreadable")
     return identity
-
-
-def _corrupt(path: Path, detail: str) -> CorruptStateError:
-    return CorruptStateError(
-        f"The raft state in {path} is damaged ({detail}). It is not used, because a manager that "
-        "forgets what it confirmed endangers the others. If other managers run, remove "
-        f"{path.parent} and join this manager again; if this is the only one, restore a backup."
-    )

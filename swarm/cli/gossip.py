@@ -103,7 +103,7 @@ def _object(status: local_pb2.GossipStatusResponse) -> dict[str, Any]:
         "Keys": list(status.key_fingerprints),
         "Seeds": list(status.seeds),
         "HealthScore": status.health_score,
-        "Counters": dict(status.counters),
+        "Counters": dict(sorted(status.counters.items())),
     }
 
 

@@ -12,7 +12,7 @@ from swarm.api.docker.swarmkit import control_pb2
 from swarm.cli.network import is_manager, network, visible_networks
 from swarm.cli.parse import Duration, filters, label_match
 from swarm.client import connect
-from swarm.errors import PreconditionError
+from swarm.errors import PreconditionError, SwarmError
 from swarm.model import Network
 
 _CALL_SECONDS = 30
@@ -53,8 +53,10 @@ def prune(host: str | None, wanted: tuple[str, ...], force: bool) -> None:
                 client.control.RemoveNetwork(
                     control_pb2.RemoveNetworkRequest(network_id=each.id), timeout=_CALL_SECONDS
                 )
-            except PreconditionError:
-                continue  # it is in use: managers know, and decide
+            except SwarmError as error:
+                if f"network {each.id} is in use" not in str(error):
+                    raise
+                continue  # managers know, and decide; docker too goes by these words
             removed.append(each.spec.annotations.name)
     if removed:
         click.echo("\n".join(("Deleted Networks:", *removed, "")))

@@ -14,7 +14,7 @@ from google.protobuf import any_pb2
 from swarm.api import codec
 from swarm.api.docker.swarmkit import control_pb2, specs_pb2
 from swarm.api.overswarm.v1 import scheduler_pb2
-from swarm.cli import ports, tasks
+from swarm.cli import mesh, ports, tasks
 from swarm.cli.lookup import pick
 from swarm.cli.network import resolve_network
 from swarm.cli.node import all_nodes, hostname
@@ -70,6 +70,15 @@ def resolve_service(client: Client, text: str) -> Service:
     )
 
 
+_detached = click.option(
+    "-d",
+    "--detach",
+    is_flag=True,
+    expose_value=False,
+    help="Taken for docker's sake: this never waits for a scheduler.",
+)
+
+
 @click.group()
 def service() -> None:
     """Manage services (on a manager).
@@ -116,6 +125,7 @@ def service() -> None:
 @click.option("--restart-max-attempts", type=click.IntRange(min=0), default=0)
 @click.option("--update-parallelism", type=click.IntRange(min=0), help="1 by default; 0 for all.")
 @click.option("--update-order", type=click.Choice(["stop-first", "start-first"]))
+@_detached
 @click.pass_obj
 def create(host: str | None, /, command: tuple[str, ...], **flags: Any) -> None:
     """Create a service that runs COMMAND, and print its id.
@@ -335,15 +345,31 @@ def inspect(host: str | None, names: tuple[str, ...], form: str, pretty: bool) -
     """Show services in full."""
     with connect(host) as client:
         found = [resolve_service(client, name) for name in names]
+        seen = _source_addresses(client, found)
     if pretty:
         for each in found:
-            _print_pretty(each)
+            _print_pretty(each, mesh.shown(seen[each.id]))
         return
-    print_objects([as_docker(each) for each in found], form=form)
+    print_objects([as_docker(each, seen[each.id]) for each in found], form=form)
 
 
-def as_docker(item: Service) -> dict[str, Any]:
-    """Return a service as docker's API shows it."""
+def _source_addresses(client: Client, services: Sequence[Service]) -> dict[str, dict[str, Any]]:
+    """Return what becomes of clients' addresses, for each service."""
+    request = control_pb2.ListTasksRequest()
+    request.filters.service_ids.extend(each.id for each in services)
+    answer = client.control.ListTasks(request, timeout=_CALL_SECONDS)
+    found = [codec.decode(Task, each) for each in answer.tasks]
+    nodes = {each.id: each for each in all_nodes(client)}
+    return {
+        item.id: mesh.source_address(
+            item, [each for each in found if each.service_id == item.id], nodes
+        )
+        for item in services
+    }
+
+
+def as_docker(item: Service, source: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return a service as docker's API shows it, with ``SourceAddress``, which is ours."""
     result: dict[str, Any] = {
         "ID": item.id,
         "Version": {"Index": item.meta.version.index},
@@ -363,6 +389,8 @@ def as_docker(item: Service) -> dict[str, Any]:
                 {"NetworkID": each.network_id, "Addr": each.addr}
                 for each in item.endpoint.virtual_ips
             ]
+    if source:
+        endpoint["SourceAddress"] = source
     result["Endpoint"] = endpoint
     return result
 
@@ -432,7 +460,7 @@ def _port_as_docker(port: PortConfig) -> dict[str, Any]:
     return result
 
 
-def _print_pretty(item: Service) -> None:
+def _print_pretty(item: Service, source: str) -> None:
     spec = item.spec
     addresses = item.endpoint.virtual_ips if item.endpoint else ()
     published = item.endpoint.ports if item.endpoint else ()
@@ -447,6 +475,7 @@ def _print_pretty(item: Service) -> None:
         ("Endpoint mode", _endpoint_as_docker(spec.endpoint)["Mode"]),
         *(("Virtual address", f"{each.addr} on {each.network_id}") for each in addresses),
         ("Published", ports.shown(published, PublishMode.INGRESS)),
+        ("Client's address", source),
         ("Published on hosts", ports.shown(published, PublishMode.HOST)),
     ]
     for name, value in lines:
@@ -507,6 +536,7 @@ def ps(
 @click.option("--update-order", type=click.Choice(["stop-first", "start-first"]))
 @click.option("--force", is_flag=True, help="Replace every task even if nothing changes.")
 @click.option("--rollback", is_flag=True, help="Go back to the spec before; nothing else changes.")
+@_detached
 @click.pass_obj
 def update(host: str | None, /, name: str, **flags: Any) -> None:
     """Change a service; a scheduler replaces its tasks."""
@@ -621,6 +651,7 @@ def _set(field: Any, values: Sequence[str] | None) -> None:
 
 @service.command()
 @click.argument("targets", metavar="SERVICE=REPLICAS...", nargs=-1, required=True)
+@_detached
 @click.pass_obj
 def scale(host: str | None, targets: tuple[str, ...]) -> int:
     """Change the number of tasks of services."""
@@ -637,6 +668,17 @@ def scale(host: str | None, targets: tuple[str, ...]) -> int:
         return f"{name} scaled to {count}"
 
     return for_each(host, targets, act)
+
+
+@service.command()
+@_detached
+@click.argument("name", metavar="SERVICE")
+@click.pass_obj
+def rollback(host: str | None, name: str) -> None:
+    """Go back to a service's spec before the last change."""
+    with connect(host) as client:
+        _send(client, resolve_service(client, name), None)
+    click.echo(name)
 
 
 @service.command()

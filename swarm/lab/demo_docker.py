@@ -197,21 +197,22 @@ class DockerDemo(Demo):
         """Ping a container by name and fetch its page, from either kind of host."""
         if host in self._engines:
             run, page = ("exec", container), ("wget", "-q", "-O", "-")
-            self._await_ping(
+            pinged = self._await_ping(
                 lambda: self._engines[host].attempt(*run, "ping", "-c1", "-W1", target)
             )
             text = self.docker(host, *run, *page, f"http://{target}:8080/")
         else:
-            self._await_ping(
+            pinged = self._await_ping(
                 lambda: self._lab.run(
                     host, "swarm", "exec", container, "ping", "-c1", "-W1", target
                 )
             )
             text = self.swarm(host, "exec", container, *PROGRAM, "fetch", f"http://{target}:8080/")
         self.expect(text.startswith("hello from"), f"the page of {target}", text)
-        self.say(f"{container} on {host} pings {target} by name and has its page")
+        self.say(f"{container} on {host} has the page of {target}, and pings it by name: {pinged}")
 
-    def _await_ping(self, ping: Ping) -> None:
+    def _await_ping(self, ping: Ping) -> str:
+        """Ping until it is answered; the line of the answer."""
         seen: list[str] = [""]
 
         def answered() -> bool:
@@ -220,6 +221,7 @@ class DockerDemo(Demo):
             return result.returncode == 0
 
         processes.wait_until(answered, seconds=READY_SECONDS, what=lambda: f"no answer: {seen[0]}")
+        return next((line for line in seen[0].splitlines() if "bytes from" in line), "")
 
     def _await_docker_ready(self, count: int) -> None:
         def ready() -> bool:

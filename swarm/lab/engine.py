@@ -41,18 +41,30 @@ _APPLETS: Final = (
 _START_SECONDS: Final = 90.0
 _STOP_SECONDS: Final = 60.0
 _INIT: Final = (
+    'mount --bind "$1" /etc/resolv.conf && '
     "mount -t tmpfs -o mode=755 tmpfs /run && mkdir /run/lock && : >/run/ready && "
     "while :; do sleep 3600 & wait $!; done"
 )
-"""First process of the engine's namespaces: a private /run, then wait, which also collects orphans."""
+"""First process of the engine's namespaces: resolv.conf ($1) and /run of its own, then wait, which also
+collects orphans."""
 
 
 def missing() -> list[str]:
     """Return what this machine lacks for running an engine; empty when it can."""
     lacking = [name for name in _PROGRAMS if shutil.which(name) is None]
-    if not BUSYBOX.exists():
-        lacking.append(str(BUSYBOX))
+    if not BUSYBOX.exists() or _is_dynamic(BUSYBOX):
+        lacking.append(f"a static {BUSYBOX}")
     return lacking
+
+
+def _is_dynamic(program: Path) -> bool:
+    """Say whether a program needs libraries: ``ldd`` fails for one that does not."""
+    return (
+        subprocess.run(
+            ["ldd", str(program)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+        ).returncode
+        == 0
+    )
 
 
 def require_engine() -> None:
@@ -269,9 +281,13 @@ class Engine:
     def _first_process(self) -> int:
         """Return the process that holds the engine's namespaces; it is made when there is none."""
         if self._init is None or self._init.poll() is not None:
+            # Nobody answers there, and says so at once: an engine asks a registry before every task, and a
+            # name that no container has is asked of this server; either would wait long for one out of reach.
+            resolver = self.folder / "resolv.conf"
+            resolver.write_text(f"nameserver {self.address}\n")
             self._init = self._spawn(
                 ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
-                 "sh", "-c", _INIT]
+                 "sh", "-c", _INIT, "sh", str(resolver)]
             )  # fmt: skip
         init = self._init
 

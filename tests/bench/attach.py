@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from netns.dataplane.conftest import World, network_of
-from netns.dataplane.test_scale import endpoints_of
+from netns.dataplane.test_scale import endpoints_of, raised_limits
 
 from agent.dataplane import Wanted
 from bench.table import Row, progress
@@ -31,7 +31,8 @@ def run() -> Sequence[Row]:
         directory.mkdir()
         world = World(directory)
         try:
-            return _measure(world, Path(folder))
+            with raised_limits():
+                return _measure(world, Path(folder))
         finally:
             world.close()
 

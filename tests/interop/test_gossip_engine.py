@@ -33,17 +33,21 @@ def network_id(mixed: Mixed, network: str) -> str:
     return str(shown["Id"])
 
 
-def side_by_side(mixed: Mixed, rows: dict[str, list[Row]]) -> str:
-    """The tables of several hosts next to each other, as text."""
-    lines = []
-    for key in sorted({row.key for table in rows.values() for row in table}):
-        for host, table in rows.items():
-            found = [row for row in table if row.key == key]
-            lines += [
-                f"{host:3} {key[:12]} {row.name:12} {row.address:12} {row.vtep:12} {row.owner}"
-                for row in found
-            ]
-    return "\n".join(lines)
+def side_by_side(rows: dict[str, list[Row]]) -> str:
+    """The tables of several hosts, one column each, as text."""
+    keys = sorted({row.key for table in rows.values() for row in table})
+    columns = []
+    for host, table in rows.items():
+        by_key = {row.key: row for row in table}
+        shown = [
+            f"{row.key[:12]} {row.name or '-':10} {row.address:10} {row.vtep:10} {row.owner}"
+            if row
+            else ""
+            for row in map(by_key.get, keys)
+        ]
+        width = max(map(len, shown), default=0)
+        columns.append([line.ljust(width) for line in (host, *shown)])
+    return "\n".join(" | ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def decryption_failures(mixed: Mixed) -> dict[str, int]:
@@ -75,7 +79,7 @@ def test_tables_are_equal_after_churn(mixed: Mixed, network: str) -> None:
         identifier, ALL, {f"stay-{host}" for host in ALL} | {"churn2-m1", "churn2-d2"}
     )
     assert table
-    print(side_by_side(mixed, {host: mixed.table(host, identifier) for host in ALL}))  # noqa: T201  # with -s
+    print(side_by_side({host: mixed.table(host, identifier) for host in ALL}))  # noqa: T201  # with -s
 
 
 def test_tables_are_equal_after_our_daemon_was_killed(mixed: Mixed, network: str) -> None:
@@ -127,6 +131,8 @@ def test_tables_are_equal_after_key_rotations(mixed: Mixed, network: str) -> Non
     assert decryption_failures(mixed) == before
     for host in ("m1", "w1"):
         (status,) = json.loads(mixed.cluster.swarm(host, "gossip", "--format", "json"))
+        for cause in ("malformed", "truncated", "replayed", "version", "overflow"):
+            assert f"refused.{cause}" not in status["Counters"], "engines send nothing of the kind"
         assert {member["State"] for member in status["Members"] if member["State"] != "left"} <= {
             "alive",
             "dead",

@@ -26,7 +26,7 @@ def run(share: Path, say: Callable[[str], None] | None = None) -> machine.Result
     """
     cache = machine.prepare()
     return machine.run(
-        [str(Path(sys.executable).parent / "swarm"), "lab", "demo", "--encrypted"],
+        [sys.executable, str(Path(__file__).with_name("quick.py"))],
         cache=cache,
         share=share,
         environment={

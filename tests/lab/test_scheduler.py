@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.asking import EXAMPLE, asked, asking, running
 from support.cluster import PROGRAM, Cluster
 from support.labs import clean_lab
 
@@ -21,51 +18,9 @@ from swarm.lab.processes import wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "deploy" / "examples" / "spread.py"
 WORKERS = ("w1", "w2", "w3")
 DETECTED = 60.0
 """Seconds: three missed heartbeats of five seconds, and room for a busy machine."""
-
-
-ASK = """
-import itertools, json, socket, sys, time
-port, *hosts = sys.argv[1:]
-for host in itertools.cycle(hosts):
-    began, words, error = time.time(), [], ""
-    try:
-        with socket.create_connection((host, int(port)), timeout=3) as channel:
-            channel.settimeout(3)
-            channel.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
-            words = b"".join(iter(lambda: channel.recv(4096), b"")).split()
-    except OSError as failure:
-        error = repr(failure)
-    who, seen = (words[-3].decode(), words[-1].decode()) if words else ("", "")
-    print(json.dumps([began, host, who, seen, error or ("" if words else "empty")]), flush=True)
-    time.sleep(0.02)
-"""
-"""Asks one host after the other, for ever; a line a request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One request of a client outside of the cluster."""
-
-    began: float
-    host: str
-    task: str
-    seen: str
-    error: str
-
-
-def asked(path: Path) -> list[Asked]:
-    """The requests made so far; the last line may be half written."""
-    lines = path.read_text().split("\n")[:-1]
-    return [Asked(*json.loads(line)) for line in lines]
-
-
-def since(path: Path, moment: float) -> list[Asked]:
-    """The requests that began after a moment."""
-    return [each for each in asked(path) if each.began > moment]
 
 
 @pytest.fixture(scope="module")
@@ -78,46 +33,6 @@ def fleet() -> Iterator[Cluster]:
         cluster = Cluster(lab)
         cluster.swarm("m1", "node", "update", "--availability", "drain", "m1")
         yield cluster
-
-
-@contextlib.contextmanager
-def running(cluster: Cluster, host: str, *argv: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a program on a host while the block runs."""
-    command, environment = cluster.lab.argv(host, argv)
-    with subprocess.Popen(
-        command,
-        env=environment,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.communicate(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-@contextlib.contextmanager
-def asking(cluster: Cluster, path: Path, port: int, hosts: Sequence[str]) -> Iterator[None]:
-    """Have the host outside of the cluster ask all the time, into a file."""
-    addresses = [cluster.lab.state.hosts[host].address for host in hosts]
-    command, environment = cluster.lab.argv(
-        "robot", (sys.executable, "-c", ASK, str(port), *addresses)
-    )
-    with (
-        path.open("w") as output,
-        subprocess.Popen(command, env=environment, stdout=output) as process,
-    ):
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait()
 
 
 def state_of(cluster: Cluster, host: str) -> str:
@@ -210,14 +125,14 @@ def test_a_dead_host_costs_a_foreign_client_nothing_once_it_is_known(
     with running(fleet, "robot", *scheduler, "--service", "shop", "--replicas", "6"):
         await_spread(fleet, "shop", dict.fromkeys(WORKERS, 2), 60)
         for host in ("m1", *WORKERS):
-            with asking(fleet, log, 30080, [host]):
+            with asking(fleet, "robot", log, 30080, [host]):
                 wait_until(
                     lambda: len({each.task for each in asked(log)} - {""}) == 6,
                     seconds=40,
                     what=lambda host=host: f"{host}: {asked(log)[-6:]}",
                 )
             assert {each.seen for each in asked(log) if not each.error} == {robot}
-        with asking(fleet, log, 30080, ["m1", "w1", "w2"]):
+        with asking(fleet, "robot", log, 30080, ["m1", "w1", "w2"]):
             wait_until(
                 lambda: len({each.task for each in asked(log)}) == 6,
                 seconds=20,
@@ -238,13 +153,13 @@ def test_a_dead_host_costs_a_foreign_client_nothing_once_it_is_known(
             await_spread(fleet, "shop", {"w1": 3, "w2": 3}, DETECTED)
             wait_until(
                 lambda: (
-                    len({each.task for each in since(log, detected)}) >= 6
-                    and len(since(log, detected)) > 300
+                    len({each.task for each in asked(log, detected)}) >= 6
+                    and len(asked(log, detected)) > 300
                 ),
                 seconds=40,
                 what=lambda: f"{asked(log)[-6:]}",
             )
-        after = since(log, detected)
+        after = asked(log, detected)
         assert [each for each in after if each.error] == []
         assert {each.seen for each in after} == {robot}
         fleet.lab.break_underlay([])

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from support.asking import EXAMPLE, asked, asking, running
 from support.cluster import PROGRAM, Cluster
 from support.services import make
 
@@ -218,6 +222,53 @@ def test_a_published_port_answers_on_every_node_and_tasks_see_the_client(cluster
         what=lambda: f"the port stays: {fetch('m1')}",
     )
     cluster.remove_network("svc-f")
+
+
+def test_the_example_scheduler_empties_a_node_and_no_request_fails(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Six tasks on three nodes behind a port of every node; a foreign host asks all the time; a node is drained."""
+    certificate, log = tmp_path / "robot", tmp_path / "asked"
+    hosts = cluster.lab.state.hosts
+    cluster.network("svc-k")
+    cluster.swarm("m1", "client-cert", "create", "robot-k", "--out", str(certificate))
+    cluster.swarm(
+        *("m1", "service", "create", "--name", "web-k", "--replicas", "6", "--network", "svc-k"),
+        *("-p", "30081:8080", "--", *PROGRAM, "serve", "8080"),
+    )
+
+    def spread() -> Counter[str]:
+        form = "{{.Node}} {{.CurrentState}}"
+        words = ("--filter", "desired-state=running", "--format", form, "web-k")
+        lines = cluster.swarm("m1", "service", "ps", *words).splitlines()
+        return Counter(line.split()[0] for line in lines if line.split()[1] == "Running")
+
+    def await_spread(wanted: dict[str, int]) -> None:
+        wait_until(lambda: spread() == wanted, seconds=60, what=lambda: str(spread()))
+
+    scheduler = (sys.executable, str(EXAMPLE), "--cert", str(certificate))
+    robot = running(cluster, "w3", *scheduler, "--service", "web-k", "--replicas", "6")
+    with robot, asking(cluster, "w3", log, 30081, ["m1", "w1"]):
+        await_spread({"m1": 2, "w1": 2, "w2": 2})
+
+        def answered(since: float, count: int = 6) -> bool:
+            return len({each.task for each in asked(log, since) if not each.error}) == count
+
+        began = time.time()
+        wait_until(lambda: answered(began), seconds=40, what=lambda: str(asked(log)[-3:]))
+        served = time.time()
+        cluster.swarm("m1", "node", "update", "--availability", "drain", "w2")
+        try:
+            await_spread({"m1": 3, "w1": 3})
+            moved = time.time()
+            wait_until(lambda: answered(moved), seconds=40, what=lambda: str(asked(log)[-3:]))
+        finally:
+            cluster.swarm("m1", "node", "update", "--availability", "active", "w2")
+        assert [each for each in asked(log, served) if each.error] == []
+        assert {each.seen for each in asked(log, served)} == {hosts["w3"].address}
+    cluster.swarm("m1", "service", "rm", "web-k")
+    cluster.swarm("m1", "client-cert", "revoke", "robot-k")
+    cluster.remove_network("svc-k")
 
 
 def test_a_containers_port_answers_on_its_host_alone(cluster: Cluster) -> None:

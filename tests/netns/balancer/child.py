@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import ipaddress
 import socket
+import struct
 import sys
 import threading
 import time
@@ -21,6 +22,9 @@ assert _spec.loader is not None
 base = importlib.util.module_from_spec(_spec)
 sys.modules["dataplane_child"] = base
 _spec.loader.exec_module(base)
+
+SCTP = 132
+"""Protocol number; Python names it only where the C library does."""
 
 _balancers: list[Any] = []
 
@@ -185,6 +189,51 @@ def ask(address: str, port: int = 8000, timeout: float = 3.0) -> tuple[str, str]
 def ask_many(address: str, count: int, port: int = 8000) -> list[str]:
     """Connect ``count`` times and return the words."""
     return [ask(address, port)[0] for _ in range(count)]
+
+
+def connections_per_second(address: str, port: int, count: int) -> float:
+    """Connect ``count`` times, each for one line, and return how many that is a second."""
+    began = time.perf_counter()
+    for _ in range(count):
+        ask(address, port)
+    return count / (time.perf_counter() - began)
+
+
+def crc32c(data: bytes) -> int:
+    """Return the checksum of SCTP (RFC 9260, appendix A)."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def sctp_knock(address: str, port: int, source_port: int = 40000) -> None:
+    """Send an SCTP INIT, as a kernel with SCTP would."""
+    chunk = struct.pack("!BBHIIHHI", 1, 0, 20, 7, 65536, 1, 1, 1)
+    head = struct.pack("!HHI", source_port, port, 0)
+    check = struct.pack("<I", crc32c(head + bytes(4) + chunk))
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_RAW, SCTP) as channel:
+        channel.sendto(head + check + chunk, (address, 0))
+
+
+def sctp_open(version: int = 4) -> None:
+    """Begin to take in every SCTP packet that is for this namespace."""
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    channel = socket.socket(family, socket.SOCK_RAW, SCTP)
+    channel.settimeout(3.0)
+    base._servers.append(channel)
+
+
+def sctp_heard() -> tuple[str, int]:
+    """Return where the next SCTP packet came from, and its destination port."""
+    channel = base._servers[-1]
+    data, peer = channel.recvfrom(4096)
+    if channel.family == socket.AF_INET:
+        data = data[(data[0] & 15) * 4 :]
+    return peer[0], int.from_bytes(data[2:4])
 
 
 def ask_udp(address: str, port: int = 8000, source_port: int = 0, timeout: float = 1.0) -> str:

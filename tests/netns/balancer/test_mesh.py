@@ -15,7 +15,9 @@ from agent.gossip.records import EndpointRecord, PortConfig, Protocol
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 CLIENT = "198.51.100.9"
+SCTP = PortConfig(protocol=Protocol.SCTP, target_port=3868, published_port=30868)
 PORTS = (
+    SCTP,
     PortConfig(protocol=Protocol.TCP, target_port=8000, published_port=30080),
     PortConfig(protocol=Protocol.UDP, target_port=8000, published_port=30080),
 )
@@ -124,6 +126,19 @@ def test_any_node_answers_by_ipv6_and_backends_see_the_client(ingress: Ingress) 
         datagrams = Counter(ingress.client.call("ask_udp", entry, 30080) for _ in range(16))
         assert set(datagrams) == {f"a {source}", f"b {source}"}
     assert ingress.client.call("refused", "2001:db8:1::1", 30081)[0] == "ConnectionRefusedError"
+
+
+def test_a_published_sctp_port_leads_to_the_target_port(ingress: Ingress) -> None:
+    """An INIT by hand from the client outside: the backend sees its address; the rules name the protocol."""
+    box = ingress.task(ingress.mesh.two, "10.0.1.12", "b")
+    box.call("steer", "eth0", "10.0.1.12", "10.0.1.1")
+    ingress.record(ingress.mesh.two, "10.0.1.12")
+    elements = ingress.mesh.one.sh("nft list map inet overswarm-ports vips4")
+    assert "sctp . 30868" in elements
+    assert "tcp . 30080" in elements
+    box.call("sctp_open")
+    ingress.client.call("sctp_knock", "198.51.100.1", 30868)
+    assert box.call("sctp_heard") == (CLIENT, 3868)
 
 
 def test_flows_through_a_node_that_is_gone_are_forgotten(ingress: Ingress) -> None:

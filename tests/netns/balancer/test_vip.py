@@ -89,6 +89,16 @@ def test_flows_follow_weights_and_prefer_what_is_local(mesh: Any) -> None:
     assert set(client.call("ask_many", VIP, 30)) == {"b", "c"}
 
 
+@pytest.mark.parametrize(("vip", "base"), [(VIP, "10.0.1."), (VIP6, "fd00:1::")])
+def test_sctp_is_led_to_a_backend_like_anything_else(mesh: Any, vip: str, base: str) -> None:
+    """An INIT by hand, for the kernel may not speak it: the backend sees the client, the port stays."""
+    client, (_, b, _) = three(mesh)
+    mesh.service(vip, f"{base}12")
+    b.call("sctp_open", 6 if ":" in vip else 4)
+    client.call("sctp_knock", vip, 3868)
+    assert b.call("sctp_heard") == (f"{base}2", 3868)
+
+
 def test_a_backend_reaches_itself_through_its_service(mesh: Any) -> None:
     """Hairpin: the only backend asks its own virtual address, by TCP and UDP."""
     _, (a, *_) = three(mesh)

@@ -619,6 +619,59 @@ def memory() -> int:
     return int(words[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def timed_peers(net: Any, count: int, vtep: str) -> dict[str, float]:
+    """Program remote endpoints and take them away; seconds each, and what the kernel alone takes."""
+    from agent.dataplane import Peer, names, netlink
+    from agent.dataplane.model import host_route
+
+    first = net.subnets[0].cidr.network_address + 20000
+    peers = [
+        Peer(
+            network_id=net.id,
+            ip=first + i,
+            prefixlen=net.subnets[0].cidr.prefixlen,
+            mac="02:42:" + (first + i).packed.hex(":"),
+            vtep=ipaddress.ip_address(vtep),
+        )
+        for i in range(count + 1)
+    ]
+    found: dict[str, float] = {}
+
+    def timed(what: str, number: int, step: Any) -> None:
+        began = time.perf_counter()
+        step()
+        found[what] = (time.perf_counter() - began) / number
+
+    plane = _planes[-1]
+    timed("programmed at once", count, lambda: plane.call("set_peers", net.id, peers[:-1]))
+    timed("told again, unchanged", count, lambda: plane.call("set_peers", net.id, peers[:-1]))
+    timed("one more", 1, lambda: plane.call("set_peer", peers[-1]))
+    timed("removed at once", count, lambda: plane.call("set_peers", net.id, []))
+    engine = plane.plane._engine
+    assert engine is not None
+    channel = engine._kernel._router(names.router_name(net.id)).channel
+    index = channel.index(names.vxlan_name(net.subnets[0].vni))
+    messages = [
+        message
+        for peer in peers
+        for message in (
+            netlink.neighbour(index, peer.ip, peer.mac, add=True),
+            netlink.fdb(index, peer.mac, peer.vtep, add=True),
+            netlink.route(host_route(peer.ip), index=index, kind=netlink.RTN_UNICAST, add=True),
+        )
+    ]
+    batches = [
+        b"".join(
+            netlink.pack(message, 0, netlink.NLM_F_REQUEST) for message in messages[i : i + 255]
+        )
+        for i in range(0, len(messages), 255)
+    ]
+    timed("kernel", count, lambda: [channel._socket.send(batch) for batch in batches])
+    plane.call("set_peers", net.id, peers)
+    plane.call("set_peers", net.id, [])
+    return found
+
+
 def bare_attaches(paths: list[str]) -> list[float]:
     """Give each namespace (by path) a veth, an address and nothing else, and take it away again.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ipaddress
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.dataplane import Endpoint, NetnsRef, Peer, Wanted
+from agent.dataplane import Endpoint, NetnsRef, Peer, Wanted, preflight
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
@@ -51,6 +53,30 @@ def peers_of(net: Any, count: int, vtep: str) -> list[Peer]:
     ]
 
 
+@contextmanager
+def raised_limits() -> Iterator[None]:
+    """Do to this host what an agent's preflight does, and take it back.
+
+    Every namespace's neighbours count against one limit, 1024 by default.
+    """
+    files = [preflight._PROC / path for path, _ in preflight.LIMITS]
+    before = [(file, file.read_text("ascii")) for file in files if file.exists()]
+    try:
+        assert {one.level for one in preflight._limits(raise_them=True)} <= {"ok", "raised"}
+        yield
+    finally:
+        for file, text in before:
+            file.write_text(text, "ascii")
+
+
+@pytest.fixture
+def large_host() -> Iterator[None]:
+    """A host whose limits are raised."""
+    with raised_limits():
+        yield
+
+
+@pytest.mark.usefixtures("large_host")
 def test_fifteen_hundred_containers_on_one_network_and_host(
     world: Any, network: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

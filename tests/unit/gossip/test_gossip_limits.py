@@ -232,7 +232,8 @@ STEPS = st.lists(
 def test_indexes_of_peers_say_what_a_walk_would_say(steps: list[tuple[str, int, int]]) -> None:
     """By network, address, state and known event, after anything."""
     peers = Peers()
-    for time, (step, index, other) in enumerate(steps):
+    begun = [(step, index, index) for step in ("add", "attach") for index in range(3)]
+    for time, (step, index, other) in enumerate([*begun, *steps]):
         name, network = f"p{index}", f"net-{other}"
         peer = peers.get(name)
         if step == "add" and peer is None:

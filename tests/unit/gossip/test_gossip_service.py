@@ -34,7 +34,7 @@ from agent.gossip.streams import (
 from agent.gossip.swim import seal
 from agent.gossip.swim.keyring import Keyring
 from agent.gossip.swim.membership import VERSIONS
-from agent.gossip.swim.wire import Alive, Ping, encode_stream
+from agent.gossip.swim.wire import Alive, Ping, User, encode_stream
 from swarm.errors import HostError, InvalidArgumentError
 
 NET, TABLE = "net-a", "endpoint_table"
@@ -313,6 +313,33 @@ async def a_member_with_many_large_frames_takes_one_turn_at_a_time() -> None:
                 writer.close()
 
 
+async def large_frames_of_members_are_few_at_a_time() -> None:
+    """Memory is bounded: of many hosts that are known, some send large frames, the others wait for them."""
+    async with cluster("127.0.0.1") as (node,):
+        host, port = node.gossip._node.address
+        streams = node.gossip._streams
+        known = [f"127.0.3.{index + 1}" for index in range(MAX_LARGE_STREAMS + 2)]
+        node.gossip.set_seeds([(each, port) for each in known])
+        ring, head = Keyring(keys(5)), encode_stream(User(body=bytes(LARGE + 100)))
+        frames = [
+            seal.seal_frame(head, ring, bytes(11) + bytes((index,))) for index in range(len(known))
+        ]
+        held = []
+        for each, frame in zip(known, frames, strict=True):
+            _, writer = await asyncio.open_connection(host, port, local_addr=(each, 0))
+            writer.write(frame[: LARGE // 2])
+            held.append(writer)
+        await until(lambda: len(streams._turns) == len(known) and streams._large.locked())
+        before = streams.traffic["stream_bytes_received"]
+        for writer, frame in zip(held, frames, strict=True):
+            writer.write(frame[LARGE // 2 :])
+        await until(lambda: not streams._turns)  # everybody had a turn in the end
+        read = streams.traffic["stream_bytes_received"] - before
+        assert read == sum(len(frame) - seal.FRAME_HEADER_SIZE for frame in frames)
+        for writer in held:
+            writer.close()
+
+
 async def many_silent_strangers_keep_nobody_out() -> None:
     """More connections than there are slots, from many addresses: members and newcomers get in."""
     async with cluster("127.0.0.1", "127.0.0.2") as nodes:
@@ -379,6 +406,7 @@ async def refused_streams_are_counted_by_cause() -> None:
 
 SCENARIOS = [
     a_member_with_many_large_frames_takes_one_turn_at_a_time,
+    large_frames_of_members_are_few_at_a_time,
     many_silent_strangers_keep_nobody_out,
     refused_streams_are_counted_by_cause,
     strangers_with_large_frames_keep_no_member_waiting,

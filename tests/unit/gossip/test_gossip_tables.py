@@ -613,6 +613,17 @@ def test_leaving_a_network_withdraws_and_forgets(db: Any) -> None:
     assert {(e.key, e.action) for e in found} == {("mine", Action.DELETE)}
 
 
+def test_what_is_said_of_a_network_just_left_is_no_concern(db: Any) -> None:
+    """Others still gossip about it: nothing is stored, shown, kept for later, or passed on."""
+    db.node.db.leave_network(NET)
+    changes(db)
+    db.event(
+        entry("n1", 60), entry("n3", 61, key="early"), sync("n2", 70, entry("n2", 62, key="b"))
+    )
+    assert (visible(db), changes(db), relayed(db), len(db.node.db.early)) == ({}, [], 0, 0)
+    assert len(db.node.db.state.store.network(NET)) == 0
+
+
 # -- own entries as others hold them --------------------------------------------------------------
 
 

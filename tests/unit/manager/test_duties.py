@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from manager.duties import Leadership
+from manager.cluster import ROTATION, new_network_keys
+from manager.duties import Leadership, rotate_keys
 from manager.keyage import KeyAge
 from manager.raft.events import Role
 from manager.raft.membership import Member
 from manager.raft.status import RaftStatus
-from swarm.errors import InvariantError, UnavailableError
+from manager.store import Store
+from swarm.errors import InvariantError, SwarmError, UnavailableError
+from swarm.model import Cluster
 
 MEMBERS: Mapping[int, Member] = {
     1: Member(raft_id=1, node_id="a", addr="192.0.2.1:2377"),
@@ -209,3 +216,75 @@ def test_a_clock_set_back_begins_the_wait(tmp_path: Path) -> None:
     age = KeyAge(tmp_path / "age", wall)
     age.note(7)
     assert age.left(100) == 100
+
+
+class OverError(SwarmError):
+    """The leader's time is over."""
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_rotations_keep_their_distance_across_leaders_and_restarts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Whoever leads and for how long, and whoever was down meanwhile: one generation every 12 hours.
+
+    A leader that was down at the last rotation knows of it from the cluster object, which nothing else
+    changes here. Clocks differ by up to 30 seconds, and a new leader can only look when it begins.
+    """
+    rng, period, skew = random.Random(seed), ROTATION.total_seconds(), 30
+    walls = [Wall() for _ in range(3)]
+    base = [rng.uniform(-skew, skew) for _ in walls]
+    now = 1_000_000.0
+    leader, end = 0, now
+
+    def at(number: int) -> int:
+        return int((now + base[number]) * 10**9)
+
+    def age_of(number: int) -> KeyAge:
+        return KeyAge(tmp_path / f"age{number}", lambda: at(number))
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now = min(now + seconds, end)
+        if now >= end:
+            raise OverError("another manager leads")
+
+    store = Store(clock_ns=lambda: at(leader))
+    ages: dict[int, KeyAge] = {}
+    rotations: list[float] = []
+
+    async def propose(data: bytes) -> object:
+        results = store.apply(store.index + 1, data)
+        lamport = store.view.clusters.only().encryption_key_lamport_clock
+        for age in ages.values():
+            age.note(lamport)
+        rotations.append(now)
+        return results
+
+    keys = new_network_keys(rng.randbytes)
+    first = Cluster(
+        id="c", network_bootstrap_keys=keys.keys, encryption_key_lamport_clock=keys.clock
+    )
+    backend: Any = SimpleNamespace(store=store, clock=None)
+    writer = asyncio.create_task(store.run(propose))
+    await store.transact(lambda tx: tx.create(first))
+    for _ in range(80):
+        leader = rng.randrange(3)
+        for number in range(3):
+            cluster = store.view.clusters.only()
+            if number != leader and rng.random() < 0.3:
+                ages.pop(number, None)  # down
+            elif number not in ages:
+                ages[number] = age_of(number)
+                ages[number].note(cluster.encryption_key_lamport_clock, cluster.meta.updated_at)
+        end = now + rng.choice((60, 3600, 40_000, 100_000)) * rng.random()
+        with monkeypatch.context() as patch:
+            patch.setattr("manager.duties.asyncio.sleep", sleep)
+            with pytest.raises(OverError):
+                await rotate_keys(backend, period, ages[leader])
+    writer.cancel()
+    await asyncio.wait([writer])
+    steps = [b - a for a, b in itertools.pairwise(rotations)]
+    assert len(steps) > 10
+    assert min(steps) >= period - 2 * skew
+    assert max(steps) <= period + 2 * skew

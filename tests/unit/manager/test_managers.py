@@ -15,8 +15,8 @@ import pytest
 
 from manager.api.membership import NEWCOMER, RAFT_KEY
 from manager.api.server import REQUEST_ID
+from manager.causes import first_cause
 from manager.clock import Clock
-from manager.process import first_cause
 from manager.raft.errors import RemovedError, StateLostError, StorageError
 from manager.raft.keys import is_locked
 from manager.refusal import refuse_for_good
@@ -410,8 +410,8 @@ class TestLock:
         for manager in three.running:
             await until(lambda m=manager: is_locked(m.state_dir / "raft" / "raft.key"))
             store = manager.manager._require_raft()._storage
-            await until(lambda s=store: len(s._keys.keys) == 1)
-            assert before[manager].isdisjoint(store._keys.keys.values())
+            await until(lambda s=store: len(s._sealer.keys.keys) == 1)
+            assert before[manager].isdisjoint(store._sealer.keys.keys.values())
             await until(lambda m=manager: certificate_locked(m))
         restarted = three.followers[0]
         await restarted.stop()
@@ -429,7 +429,7 @@ class TestLock:
 
 def data_keys(manager: Any) -> set[bytes]:
     """The data keys in use."""
-    return set(manager.manager._require_raft()._storage._keys.keys.values())
+    return set(manager.manager._require_raft()._storage._sealer.keys.keys.values())
 
 
 def certificate_locked(manager: Any) -> bool:

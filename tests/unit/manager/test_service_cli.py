@@ -93,7 +93,8 @@ async def test_create_show_change_and_remove(swarm: Any, cli: Cli) -> None:
     process = shown["Spec"]["TaskTemplate"]["ProcessSpec"]
     assert (process["Args"], process["Env"]) == (["sleep", "1 2"], ["A=2"])
     assert shown["Spec"]["Mode"] == {"Replicated": {"Replicas": 5}}
-    assert await cli("update", "--rollback", "web") == "web\n"
+    assert shown["Endpoint"]["SourceAddress"] == {"Client": "kept"}
+    assert await cli("rollback", "--detach", "web") == "web\n"
     (shown,) = json.loads(await cli("inspect", "web"))
     assert shown["Spec"]["TaskTemplate"]["ProcessSpec"]["Args"] == ["sleep", "60"]
     assert await cli("rm", "web") == "web\n"
@@ -148,8 +149,9 @@ async def test_tasks_are_listed_with_their_past(swarm: Any, cli: Cli) -> None:
         (("create", "--endpoint-mode", "dnsrr", "-p", "80", "--", "true"), 1, "dnsrr"),
         (("create", "--constraint", "nonsense", "--", "true"), 125, "key==value"),
         (("create", "-e", "=1", "--", "true"), 125, "KEY=VALUE"),
-        (("inspect", "nothing"), 1, "no such service: nothing"),
-        (("rm", "nothing"), 1, "no such service: nothing"),
+        (("create", "-l", "overswarm.weight=99", "--", "true"), 1, "a number from 1 to 16"),
+        (("inspect", "nothing"), 1, "service nothing not found"),
+        (("rm", "nothing"), 1, "service nothing not found"),
         (("scale", "nothing"), 1, "SERVICE=REPLICAS"),
         (("update", "nothing"), 1, "nothing to change"),
     ],

@@ -14,9 +14,11 @@ PACKAGE = Path(next(iter(manager.raft.__path__)))
 SHELL = {
     "__init__.py",
     "codec.py",
+    "database.py",
     "keys.py",
     "node.py",
     "report.py",
+    "sealing.py",
     "storage.py",
     "transport.py",
     "waiting.py",
