@@ -8,7 +8,8 @@ STAMP := $(VENV)/.installed
 # What every change must pass. The rest (real Docker engines, managers under faults, gossip at scale, a stock
 # kernel in an emulated machine) takes up to half an hour more: make test-all.
 TESTS := tests/unit tests/trace tests/sim tests/netns \
-  tests/lab/test_main_job.py tests/lab/test_refusals.py tests/lab/test_leftovers.py tests/lab/test_services.py
+  tests/lab/test_main_job.py tests/lab/test_refusals.py tests/lab/test_leftovers.py tests/lab/test_services.py \
+  tests/lab/test_network_options.py
 
 .PHONY: help demo demo-encrypted demo-docker test test-all retest check bench soak install clean
 help:

@@ -34,7 +34,7 @@ from agent.dataplane.model import (
 )
 from agent.dataplane.mtu import network_mtu
 from agent.dataplane.nft import Nft
-from agent.dataplane.objects import Inside, Key, Object, Port, Route, State
+from agent.dataplane.objects import Drop, Inside, Key, Object, Op, Port, Route, State
 from agent.dataplane.planner import NetworkState, keyed, plan
 from agent.dataplane.shield import Shield
 from agent.dataplane.ways import Ways
@@ -459,6 +459,10 @@ class Engine:
     def _change_peers(
         self, state: NetworkState, put: Sequence[Peer], drop: Sequence[IPAddress]
     ) -> None:
+        fresh = None if drop or state.network.encrypted else state.newcomers(put)
+        if fresh is not None:
+            self._add_newcomers(state, put, fresh)
+            return
         near = state.around([*(peer.ip for peer in put), *drop], put)
         tunnels = set(state.tunnels) if state.network.encrypted else None
         before = keyed(state.peer_objects(near))
@@ -485,6 +489,17 @@ class Engine:
             raise
         if moved:
             self._settle()
+
+    def _add_newcomers(self, state: NetworkState, put: Sequence[Peer], ops: tuple[Op, ...]) -> None:
+        name = names.router_name(state.network.id)
+        try:
+            self._run.apply(name, ops)
+        except SwarmError as error:
+            back = tuple(Drop(op.object) for op in reversed(ops))
+            self._run.undo(error, lambda: self._run.apply(name, back))
+            raise
+        for peer in put:
+            state.add_peer(peer)
 
     # --- the whole ---------------------------------------------------------------------------
 

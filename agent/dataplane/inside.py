@@ -14,7 +14,11 @@ from agent.dataplane.objects import Inside
 from swarm.errors import HostError, NotFoundError, SwarmError
 
 ASK_AGAIN_MS = 20
-"""Milliseconds between two ARP requests of a container."""
+"""Milliseconds between two ARP requests of a container; each goes to its router and no further.
+
+A container may answer a newcomer before this node has heard of it. Its packets wait in its own queue then; at
+the kernel's usual pace the next request would be a second later.
+"""
 
 ASK_TIMES = 50
 """Requests until an address counts as absent: a second, of three at the kernel's usual pace."""
@@ -33,7 +37,6 @@ def observe(home: int, wanted: Inside, port_index: int) -> Inside | None:
     try:
         with namespace.entered(fd, home):
             channel = Channel()
-            disabled = sysctl.read(f"net/ipv6/conf/{wanted.name}/disable_ipv6")
         with contextlib.closing(channel):
             link = channel.link(wanted.name)
             if link is None or link.peer != port_index or not link.up:
@@ -50,7 +53,7 @@ def observe(home: int, wanted: Inside, port_index: int) -> Inside | None:
         mtu=link.mtu,
         addresses=frozenset(value for index, value in addresses if index == link.index),
         routes=routes,
-        v6=disabled == "0",
+        v6=link.v6,
     )
 
 
@@ -73,7 +76,7 @@ def put(home: int, inside: Inside) -> None:
                 message = netlink.set_link(link.index, mtu=inside.mtu, mac=inside.mac)
                 channel.check([message])
             _prepare_v6(inside)
-            _ask_often(inside)
+            channel.run([netlink.resolution(link.index, again=ASK_AGAIN_MS, times=ASK_TIMES)])
             channel.check(_messages(inside, link.index))
             if link.up:  # not new: it may have routes of ours that are wanted no more
                 stale = _routes(channel, inside, link.index) - inside.routes
@@ -121,25 +124,15 @@ def _messages(inside: Inside, index: int) -> list[Message]:
     return messages
 
 
-def _ask_often(inside: Inside) -> None:
-    """Have the container ask for addresses often: each request goes to its router and no further.
-
-    A container may answer a newcomer before this node has heard of it. Its packets wait in its own queue
-    then; at the kernel's usual pace the next request would be a second later, now it is a few milliseconds.
-    """
-    for name, value in (("retrans_time_ms", ASK_AGAIN_MS), ("mcast_solicit", ASK_TIMES)):
-        with contextlib.suppress(HostError):  # it only makes things quicker
-            sysctl.write(f"net/ipv4/neigh/{inside.name}/{name}", str(value))
-
-
 def _prepare_v6(inside: Inside) -> None:
     conf = f"net/ipv6/conf/{inside.name}"
-    if not (sysctl.PROC / conf).exists():
+    with contextlib.closing(sysctl.Tree()) as tree:
+        if tree.read(f"{conf}/accept_dad") is None:
+            if inside.v6:
+                raise HostError("IPv6 is switched off in this kernel (boot option ipv6.disable)")
+            return
         if inside.v6:
-            raise HostError("IPv6 is switched off in this kernel (boot option ipv6.disable)")
-        return
-    if inside.v6:
-        sysctl.write(f"{conf}/accept_dad", "0")
-        sysctl.write(f"{conf}/accept_ra", "0")
-    # Without an address of ours, not even a link-local one: nothing would filter what it says.
-    sysctl.write(f"{conf}/disable_ipv6", "0" if inside.v6 else "1")
+            tree.write(f"{conf}/accept_dad", "0")
+            tree.write(f"{conf}/accept_ra", "0")
+        # Without an address of ours, not even a link-local one: nothing would filter what it says.
+        tree.write(f"{conf}/disable_ipv6", "0" if inside.v6 else "1")

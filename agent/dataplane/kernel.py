@@ -84,6 +84,7 @@ class _Router:
     name: str
     fd: int
     channel: Channel
+    sysctls: sysctl.Tree
     nft: Nft | None = None
 
 
@@ -165,7 +166,9 @@ class Kernel:
         self._store.close()
 
     def _adopt(self, name: str, fd: int) -> None:
-        self._open[name] = _Router(name, fd, self._channel(fd))
+        with namespace.entered(fd, self._home):
+            tree = sysctl.Tree()
+        self._open[name] = _Router(name, fd, self._channel(fd), tree)
 
     def _channel(self, fd: int) -> Channel:
         with namespace.entered(fd, self._home):
@@ -185,6 +188,7 @@ class Kernel:
     def _forget(self, router: _Router) -> None:
         del self._open[router.name]
         router.channel.close()
+        router.sysctls.close()
         if router.nft is not None:
             router.nft.close()
         os.close(router.fd)
@@ -352,7 +356,7 @@ class Kernel:
                     on = ethtool.checksums(item.ifname)
                     found.append(Offload(ifname=item.ifname, checksums=on))
                 elif isinstance(item, Sysctl):
-                    value = sysctl.read(item.path)
+                    value = router.sysctls.read(item.path)
                     if value is not None:
                         found.append(Sysctl(path=item.path, value=value, ifname=item.ifname))
         return found
@@ -388,7 +392,7 @@ class Kernel:
         with namespace.entered(router.fd, self._home):
             for op in ops:
                 if isinstance(op, Put) and isinstance(op.object, Sysctl):
-                    sysctl.write(op.object.path, op.object.value)
+                    router.sysctls.write(op.object.path, op.object.value)
                 elif isinstance(op, Put) and isinstance(op.object, Offload):
                     ethtool.set_checksums(op.object.ifname, on=op.object.checksums)
 

@@ -30,6 +30,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_SETNEIGHTBL = 67
 
 AF_UNSPEC, AF_INET, AF_INET6, AF_BRIDGE = 0, 2, 10, 7
 FAMILY = {4: AF_INET, 6: AF_INET6}
@@ -38,6 +39,7 @@ IFF_UP = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO = 1, 3, 4, 5, 18
 IFLA_IFALIAS, IFLA_STATS64, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 20, 23, 27, 28, 29
 IFLA_CARRIER = 33
+IFLA_AF_SPEC, IFLA_INET6_CONF, DEVCONF_DISABLE_IPV6 = 26, 2, 26
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 4, 7
 IFLA_VXLAN_PORT_RANGE, IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 10, 15, 17
@@ -52,6 +54,8 @@ RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST, RT_SCOPE_NOWHERE = 0, 253, 254,
 RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 1, 2, 7
 
 NDA_DST, NDA_LLADDR = 1, 2
+NDTA_NAME, NDTA_PARMS = 1, 6
+NDTPA_IFINDEX, NDTPA_RETRANS_TIME, NDTPA_MCAST_PROBES = 1, 5, 11
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
 
@@ -61,6 +65,9 @@ _IFADDR = struct.Struct("=BBBBi")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NDMSG = struct.Struct("=BxxxiHBB")
 _ATTR = struct.Struct("=HH")
+# Of those that are sent by the thousand: the header and one or two attributes at once.
+_NDMSG_DST = {length: struct.Struct(f"=BxxxiHBBHH{length}s") for length in (4, 16)}
+_LLADDR = struct.Struct("=HH6sxx")
 _U32 = struct.Struct("=I")
 _STATS = struct.Struct("=4Q")
 _PORTS = struct.Struct("!HH")
@@ -218,17 +225,33 @@ def all_routes(version: int) -> Message:
 
 def neighbour(index: int, ip: IPAddress, mac: str, *, add: bool) -> Message:
     """Put or remove a permanent neighbour entry."""
-    body = _NDMSG.pack(FAMILY[ip.version], index, NUD_PERMANENT, 0, 0) + attr(NDA_DST, ip.packed)
+    packed = ip.packed
+    body = _NDMSG_DST[len(packed)].pack(
+        FAMILY[ip.version], index, NUD_PERMANENT, 0, 0, 4 + len(packed), NDA_DST, packed
+    )
     if not add:
         return Message(RTM_DELNEIGH, 0, body)
-    return Message(RTM_NEWNEIGH, PUT, body + attr(NDA_LLADDR, mac_bytes(mac)))
+    return Message(RTM_NEWNEIGH, PUT, body + _LLADDR.pack(10, NDA_LLADDR, mac_bytes(mac)))
 
 
 def fdb(index: int, mac: str, vtep: IPAddress, *, add: bool) -> Message:
     """Put or remove a VXLAN device's forwarding entry."""
-    body = _NDMSG.pack(AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0)
-    body += attr(NDA_LLADDR, mac_bytes(mac)) + attr(NDA_DST, vtep.packed)
+    packed = vtep.packed
+    body = _NDMSG_DST[len(packed)].pack(
+        AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0, 4 + len(packed), NDA_DST, packed
+    ) + _LLADDR.pack(10, NDA_LLADDR, mac_bytes(mac))
     return Message(RTM_NEWNEIGH if add else RTM_DELNEIGH, PUT if add else 0, body)
+
+
+def resolution(index: int, *, again: int, times: int) -> Message:
+    """Set how often a device asks for an IPv4 address, every ``again`` ms, and how many times."""
+    parameters = (
+        _u32(NDTPA_IFINDEX, index)
+        + attr(NDTPA_RETRANS_TIME, struct.pack("=Q", again))
+        + _u32(NDTPA_MCAST_PROBES, times)
+    )
+    body = struct.pack("=Bxxx", AF_INET) + _text(NDTA_NAME, "arp_cache")
+    return Message(RTM_SETNEIGHTBL, NLM_F_REPLACE, body + attr(NDTA_PARMS, parameters))
 
 
 def all_neighbours() -> Message:
@@ -289,6 +312,8 @@ class Link:
     sources: tuple[int, int] = (0, 0)
     counters: tuple[int, int, int, int] = (0, 0, 0, 0)
     """rx packets, tx packets, rx bytes, tx bytes."""
+    v6: bool = False
+    """Whether IPv6 is on."""
 
 
 def _string(raw: bytes) -> str:
@@ -304,6 +329,8 @@ def parse_link(body: bytes) -> Link:
     data = attrs(info.get(IFLA_INFO_DATA, b"")) if kind == "vxlan" else {}
     local = data.get(IFLA_VXLAN_LOCAL) or data.get(IFLA_VXLAN_LOCAL6)
     stats = found.get(IFLA_STATS64, b"")
+    inet6 = attrs(attrs(found.get(IFLA_AF_SPEC, b"")).get(AF_INET6, b""))
+    values = inet6.get(IFLA_INET6_CONF, b"")[4 * DEVCONF_DISABLE_IPV6 :][:4]
     return Link(
         index=index,
         name=_string(found.get(IFLA_IFNAME, b"")),
@@ -322,6 +349,7 @@ def parse_link(body: bytes) -> Link:
         else (0, 0),
         learning=data.get(IFLA_VXLAN_LEARNING, b"\0") != b"\0",
         counters=_STATS.unpack_from(stats) if len(stats) >= _STATS.size else (0, 0, 0, 0),
+        v6=len(values) == 4 and not any(values),
     )
 
 

@@ -5,8 +5,9 @@ IPv4 and IPv6 take one path; where they differ, the objects differ and not the c
 
 from __future__ import annotations
 
+import functools
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from agent.dataplane import names, ruleset
@@ -150,8 +151,7 @@ class NetworkState:
             raise InvalidArgumentError(
                 f"{peer.ip} of {subnet.cidr} cannot be a container's address"
             )
-        if peer.vtep.is_multicast or peer.vtep.is_unspecified or peer.vtep.is_loopback:
-            # To a group, one frame would go to everybody; to ourselves, round and round.
+        if not _is_tunnel_address(peer.vtep):
             raise InvalidArgumentError(f"{peer.vtep} cannot be a tunnel address")
         if peer.vtep.version != self.settings.vtep.version:
             raise InvalidArgumentError(
@@ -289,6 +289,28 @@ class NetworkState:
             yield Fdb(ifname=device, mac=peer.mac, vtep=self.peers[last].vtep)
             yield Route(target=host_route(ip), kind="unicast", ifname=device)
 
+    def newcomers(self, peers: Collection[Peer]) -> tuple[Op, ...] | None:
+        """Return the plan for peers of whose addresses and MACs nothing is known; None if any is known.
+
+        It is what :func:`plan` would make of them, without the comparison: a list of thousands comes
+        when a node takes up a network.
+        """
+        places: set[tuple[str, str]] = set()
+        neighbours: list[Op] = []
+        entries: list[Op] = []
+        routes: list[Op] = []
+        for peer in peers:
+            ip = peer.ip
+            device = self._device(ip)
+            place = (device, peer.mac)
+            if ip in self.peers or ip in self.owners or place in self.sharers or place in places:
+                return None
+            places.add(place)
+            neighbours.append(Put(Neighbour(ifname=device, ip=ip, mac=peer.mac)))
+            entries.append(Put(Fdb(ifname=device, mac=peer.mac, vtep=peer.vtep)))
+            routes.append(Put(Route(target=host_route(ip), kind="unicast", ifname=device)))
+        return (*neighbours, *entries, *routes)
+
     def around(self, ips: Iterable[IPAddress], extra: Iterable[Peer] = ()) -> set[IPAddress]:
         """Return ``ips`` and every address that shares a forwarding entry with one of them."""
         found = set(ips)
@@ -297,6 +319,12 @@ class NetworkState:
         for place in places:
             found |= self.sharers.get(place, set())
         return found
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _is_tunnel_address(vtep: IPAddress) -> bool:
+    """Tell whether frames may be sent there: to a group, one would go to everybody; to ourselves, round."""
+    return not (vtep.is_multicast or vtep.is_unspecified or vtep.is_loopback)
 
 
 def _is_host(ip: IPAddress, cidr: IPNetwork) -> bool:

@@ -110,7 +110,8 @@ class Forwarder:
                 if caller.forwarded or begun or clock() >= deadline:
                     raise
                 log.debug("rpc.again", rpc=rpc.path, detail=str(error))
-            await self._view.change(PAUSE)
+            if self._view.current == leader:
+                await self._view.change(PAUSE)
 
     @property
     def leads(self) -> bool:

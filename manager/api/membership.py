@@ -86,6 +86,7 @@ class Membership:
         """
         addr = _address_untrusted(request.addr, caller.address)
         claim = _claim_untrusted(context)
+        await self._backend.barrier()  # a leader of a moment ago may not know its role yet
         node = self._backend.store.view.nodes.get(caller.node_id)
         if node is None or NodeRole.WORKER in {node.role, node.spec.desired_role}:
             raise PermissionDeniedError(f"node {caller.node_id} is not to be a manager (any more)")

@@ -176,6 +176,7 @@ class NodeCertificates:
     async def NodeCertificateStatus(self, request: Any, caller: Caller, context: Context) -> Any:  # noqa: ARG002, N802
         """Return a node's certificate once its request has an answer; waits until then."""
         node_id = required(request.node_id, "node ID")
+        await self._backend.barrier()  # another leader may have issued it a moment ago
         watch = self._store.watch()
         while True:
             node = self._store.view.nodes.require(node_id)

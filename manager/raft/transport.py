@@ -35,7 +35,7 @@ MAX_HINTS = 64
 WRITE_SECONDS = 5.0
 """A peer that takes no byte for so long is treated as gone."""
 
-RETRY_SECONDS = (0.1, 2.0)
+RETRY_SECONDS = (0.1, 0.5)
 """First and longest pause before a peer is dialled again; doubled in between, cut short when the
 peer is heard."""
 

@@ -11,7 +11,7 @@ import click
 
 from swarm.api.overswarm.v1 import local_pb2
 from swarm.cli.output import FORMAT_HELP, print_list, rfc3339, since
-from swarm.cli.parse import filters, pairs, published
+from swarm.cli.parse import filters, pairs, published, shown
 from swarm.cli.several import for_each
 from swarm.cli.stream import converse, window
 from swarm.client import Client, CommandNotStartedError, connect
@@ -27,6 +27,7 @@ _COLUMNS = {
     "Command": "COMMAND",
     "RunningFor": "CREATED",
     "Status": "STATUS",
+    "Ports": "PORTS",
     "Networks": "NETWORKS",
     "Names": "NAMES",
 }
@@ -238,6 +239,7 @@ def _row(container: local_pb2.Container, *, no_trunc: bool) -> dict[str, Any]:
         "CreatedAt": rfc3339(created),
         "Status": _status(container),
         "State": _state(container),
+        "Ports": ", ".join(sorted(map(shown, container.published))),
         "Networks": ", ".join(
             f"{endpoint.network_name} ({', '.join(text.split('/')[0] for text in endpoint.addresses)})"
             for endpoint in container.endpoints

@@ -114,6 +114,13 @@ def published(text: str) -> list[str]:
     return [f"{place}{host}:{port}/{protocol}" for host, port in zip(hosts, targets, strict=True)]
 
 
+def shown(text: str) -> str:
+    """Return ``[ADDRESS:]PUBLISHED:TARGET/PROTOCOL`` as docker's lists show it."""
+    place, _, target = text.rpartition(":")
+    address, _, number = place.rpartition(":")
+    return f"{address or '0.0.0.0'}:{number}->{target}"  # shown, not listened on
+
+
 def _ports(text: str) -> list[int]:
     first, _, last = text.partition("-")
     numbers = range(int(first), int(last or first) + 1)

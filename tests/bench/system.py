@@ -21,6 +21,7 @@ from typing import Any
 
 from netns.dataplane.conftest import Child
 
+from bench import traffic
 from bench.table import Row, progress
 from swarm.api.overswarm.v1 import local_pb2
 from swarm.lab.cluster import Lab
@@ -28,6 +29,9 @@ from swarm.lab.engine import IMAGE, Engine, missing
 
 TURNS = 30
 ENGINE_TURNS = 10
+RATES = 3
+TCP = "TCP between two containers on two hosts"
+ENGINE = "dockerd 20.10, same machine"
 FIRST = "attach call to the first answer across hosts"
 
 
@@ -42,19 +46,33 @@ def run() -> Sequence[Row]:
         finally:
             lab.down()
     goals = {"attach": "<= 20 ms", FIRST: "<= 60 ms", "detach": "<= 10 ms"}
+    rates = ours.pop(TCP), theirs.pop(TCP, [])
+    speed = Row(
+        what=TCP,
+        value=statistics.median(rates[0]),
+        best=max(rates[0]),
+        worst=min(rates[0]),
+        count=len(rates[0]),
+        unit="Gbit/s",
+        floor=statistics.median(rates[1]) if rates[1] else None,
+        floor_name=ENGINE if rates[1] else "",
+    )
     return [
-        Row(
-            what=what,
-            value=1000 * statistics.median(took),
-            best=1000 * min(took),
-            worst=1000 * max(took),
-            count=len(took),
-            unit="ms",
-            floor=1000 * statistics.median(theirs[what]) if what in theirs else None,
-            floor_name="dockerd 20.10, same machine" if what in theirs else "",
-            goal=goals.get(what, ""),
-        )
-        for what, took in ours.items()
+        speed,
+        *(
+            Row(
+                what=what,
+                value=1000 * statistics.median(took),
+                best=1000 * min(took),
+                worst=1000 * max(took),
+                count=len(took),
+                unit="ms",
+                floor=1000 * statistics.median(theirs[what]) if what in theirs else None,
+                floor_name=ENGINE if what in theirs else "",
+                goal=goals.get(what, ""),
+            )
+            for what, took in ours.items()
+        ),
     ]
 
 
@@ -66,6 +84,7 @@ def _ours(lab: Lab) -> dict[str, list[float]]:
         with _box() as keeper:
             _attach(near, keeper)  # as with the engines: the network is there already
             _ping(keeper, address)
+            found[TCP] = [traffic.tcp(keeper, far, address) for _ in range(RATES)]
             for _ in range(TURNS):
                 with _box() as box:
                     began = time.perf_counter()
@@ -78,9 +97,7 @@ def _ours(lab: Lab) -> dict[str, list[float]]:
                         local_pb2.DetachNamespaceRequest(endpoint=endpoint.endpoint_id), timeout=30
                     )
                     found["detach"].append(time.perf_counter() - began)
-    progress(
-        f"ours: { ({key: round(1000 * statistics.median(v), 1) for key, v in found.items()}) }"
-    )
+    progress(f"ours: {_shown(found)}")
     return found
 
 
@@ -133,14 +150,19 @@ def _theirs(lab: Lab, folder: Path) -> dict[str, list[float]]:
         one.docker("run", "-d", "--name", "keeper", "--network", "net1", IMAGE, "sleep", "600")
         one.docker("run", "-d", "--name", "near", "--network", "none", IMAGE, "sleep", "600")
         one.docker("network", "disconnect", "none", "near")
-        return _engine_turns(one, address)
+        return _engine_turns(one, two, address)
     finally:
         for engine in engines:
             engine.destroy()
 
 
-def _engine_turns(engine: Engine, address: str) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {"attach": [], FIRST: [], "detach": []}
+def _engine_turns(engine: Engine, other: Engine, address: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {"attach": [], FIRST: [], "detach": [], TCP: []}
+    for _ in range(RATES):
+        other.run_in("far", "iperf3", "-s", "-1", "-D", "-B", address)
+        words = ("iperf3", "-J", "-c", address, "-t", str(traffic.SECONDS), "-O", "0.3")
+        result = json.loads(engine.run_in("keeper", *words).stdout)
+        found[TCP].append(result["end"]["sum_received"]["bits_per_second"] / 1e9)
     for _ in range(ENGINE_TURNS):
         began, wall = time.perf_counter(), time.time()
         _post(engine, "/networks/net1/connect", {"Container": "near"})
@@ -152,10 +174,12 @@ def _engine_turns(engine: Engine, address: str) -> dict[str, list[float]]:
         began = time.perf_counter()
         _post(engine, "/networks/net1/disconnect", {"Container": "near"})
         found["detach"].append(time.perf_counter() - began)
-    progress(
-        f"dockerd: { ({key: round(1000 * statistics.median(v), 1) for key, v in found.items()}) }"
-    )
+    progress(f"dockerd: {_shown(found)}")
     return found
+
+
+def _shown(found: dict[str, list[float]]) -> dict[str, float]:
+    return {key: round(statistics.median(values), 4) for key, values in found.items()}
 
 
 def _post(engine: Engine, path: str, content: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ half is shown in ``tests/kernel``.
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -228,3 +229,52 @@ def test_tasks_follow_their_engine_through_a_restart(
     )
     with scheduler(mixed.cluster) as stub:
         stub.Release(scheduler_pb2.ReleaseRequest(task_ids=[task]), timeout=10)
+
+
+def test_a_drained_engine_is_left_and_another_takes_over(
+    mixed: Mixed, network: str, services: list[Service]
+) -> None:
+    """``swarm service create`` and our scheduler: one task on each engine; one drained: both on the other."""
+    cluster = mixed.cluster
+    for host in ("d1", "d2"):
+        cluster.swarm("m1", "node", "update", "--label-add", "kind=engine", host)
+    created = cluster.swarm(
+        *("m1", "service", "create", "--name", "mover", "--image", IMAGE, "--replicas", "2"),
+        *("--network", network, "--constraint", "node.labels.kind==engine", "--", "sh", "-c", PAGE),
+    )
+    form = "{{.Node}} {{.CurrentState}}"
+    query = ("service", "ps", "--filter", "desired-state=running", "--format", form, "mover")
+
+    def spread() -> list[str]:
+        return sorted(
+            line.split()[0]
+            for line in cluster.swarm("m1", *query).splitlines()
+            if line.split()[1] == "Running"
+        )
+
+    argv, environment = cluster.lab.argv("m1", ("swarm", "scheduler", "run", "--service", "mover"))
+    with subprocess.Popen(argv, env=environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            for wanted, order in ((["d1", "d2"], "drain"), (["d2", "d2"], "active")):
+                wait_until(
+                    lambda wanted=wanted: spread() == wanted,  # type: ignore[misc]
+                    seconds=40,
+                    what=lambda: cluster.swarm("m1", "service", "ps", "--no-trunc", "mover"),
+                    pause=0.3,
+                )
+                cluster.swarm("m1", "node", "update", "--availability", order, "d1")
+            wait_until(
+                lambda: "mover" not in mixed["d1"].docker("ps", "--format", "{{.Names}}"),
+                seconds=20,
+                what=lambda: "the drained engine keeps its container",
+            )
+        finally:
+            process.terminate()
+            for host in ("d1", "d2"):
+                cluster.swarm("m1", "node", "update", "--label-rm", "kind", host)
+    mixed.idle("w1", "follower", network)
+    mixed.eventually_pings("w1", "follower", "tasks.mover")
+    with cluster.lab.client("m1") as client:
+        tasks = client.control.ListTasks(control_pb2.ListTasksRequest(), timeout=10).tasks
+    of_it = {task.id: "d2" for task in tasks if task.service_id == created.strip()}
+    services.append(Service(cluster, "mover", created.strip(), network, of_it))

@@ -23,8 +23,8 @@ EVERY = ("w1", "d1", "d2")
 NANOSECONDS = 10**9
 PERIOD = 12 * 3600 * NANOSECONDS
 """Between two generations of keys, in every engine."""
-HURRY = 9 * NANOSECONDS
-"""Between two generations here; longer than an engine's longest pause between two sessions."""
+HURRY = 6 * NANOSECONDS
+"""Between two generations here, where no session ends meanwhile."""
 
 
 def hurried(folder: Path) -> Path:

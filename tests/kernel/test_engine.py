@@ -28,6 +28,8 @@ from swarm.lab.cluster import Lab
 from swarm.lab.engine import BUSYBOX, IMAGE, Engine
 from swarm.lab.processes import wait_until
 
+pytestmark = pytest.mark.timeout(900)
+
 PATIENCE = 15.0
 """How many times slower than usual things may be under emulation."""
 CALL_SECONDS = 20 * PATIENCE

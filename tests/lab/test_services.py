@@ -84,6 +84,37 @@ def test_a_service_answers_under_one_address_with_all_its_tasks(cluster: Cluster
     cluster.remove_network("svc-a")
 
 
+def test_labels_decide_how_flows_are_spread(cluster: Cluster) -> None:
+    """A sticky service keeps a client's backend, one that prefers the local one uses it while it serves."""
+    cluster.network("svc-l")
+    sticky = make(cluster, "sticky-l", "svc-l", labels={"overswarm.affinity": "client"})
+    local = make(cluster, "local-l", "svc-l", labels={"overswarm.prefer": "local"})
+    sticky.reach("RUNNING", *sticky.place("w1", "w2", "w2"))
+    here, there = local.place("w1", "w2")
+    local.reach("RUNNING", here, there)
+    client(cluster, "w1", "client-l", "svc-l")
+    for name, count in (("sticky-l", 3), ("local-l", 2)):
+        wait_until(
+            lambda name=name, count=count: (
+                len(resolve(cluster, "w1", "client-l", f"tasks.{name}")) == count
+            ),
+            seconds=20,
+            what=lambda name=name: str(resolve(cluster, "w1", "client-l", f"tasks.{name}")),
+        )
+    lines = pages(cluster, "w1", "client-l", "http://sticky-l:8080/", 10)
+    assert len({line.split()[2] for line in lines}) == 1, lines
+    lines = pages(cluster, "w1", "client-l", "http://local-l:8080/", 10)
+    assert {line.split()[2] for line in lines} == {here}, lines
+    local.want(types_pb2.TASK_STATE_SHUTDOWN, here)
+    local.reach("SHUTDOWN", here)
+    lines = pages(cluster, "w1", "client-l", "http://local-l:8080/", 3)
+    assert {line.split()[2] for line in lines} == {there}, lines
+    sticky.remove()
+    local.remove()
+    cluster.remove("w1", "client-l")
+    cluster.remove_network("svc-l")
+
+
 def test_round_robin_services_have_no_virtual_address(cluster: Cluster) -> None:
     """The name resolves to the tasks themselves."""
     cluster.network("svc-b")
@@ -316,6 +347,8 @@ def test_a_port_bound_to_loopback_answers_the_host_alone(cluster: Cluster) -> No
         what=lambda: fetch("w1", "127.0.0.1"),
     )
     assert "out-i" in fetch("w3", address)
+    listed = cluster.swarm("w1", "ps", "--format", "{{.Names}} {{.Ports}}").splitlines()
+    assert {"lo-i 127.0.0.1:30098->8080/tcp", f"out-i {address}:30098->8080/tcp"} <= set(listed)
     cluster.remove("w1", "out-i")
     assert "refused" in fetch("w3", address)
     assert "lo-i" in fetch("w1", "127.0.0.1")
@@ -344,7 +377,7 @@ def test_the_ingress_network_is_made_anew_and_publishes_ipv6_too(cluster: Cluste
     tasks = service.place("w1", "w2")
     service.reach("RUNNING", *tasks)
 
-    def fetch(target: str, count: int = 8) -> list[str]:
+    def fetch(target: str, count: int = 6) -> list[str]:
         command = shlex.join([*PROGRAM, "fetch", "--timeout", "3", f"http://{target}:30086/"])
         loop = f"i=0; while [ $i -lt {count} ]; do {command} 2>&1; i=$((i+1)); done"
         return cluster.lab.run("w3", "sh", "-c", loop).stdout.splitlines()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -122,10 +122,12 @@ def make(
     dnsrr: bool = False,
     task: specs_pb2.TaskSpec | None = None,
     ports: Sequence[types_pb2.PortConfig] = (),
+    labels: Mapping[str, str] | None = None,
 ) -> Service:
     """Create a service without tasks."""
     spec = specs_pb2.ServiceSpec()
     spec.annotations.name = name
+    spec.annotations.labels.update(labels or {})
     spec.replicated.replicas = 1
     spec.task.CopyFrom(task or process(argv))
     if network:

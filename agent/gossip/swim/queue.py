@@ -25,9 +25,13 @@ class Broadcast:
     serial: int
     transmits: int = 0
 
-    def order(self) -> tuple[int, int, int]:
-        """Return what the queue sorts by."""
-        return (self.transmits, -len(self.message), -self.serial)
+    @property
+    def place(self) -> _Place:
+        """What the queue sorts by; the serial number differs, so the rest is never compared."""
+        return (self.transmits, -len(self.message), -self.serial, self)
+
+
+_Place = tuple[int, int, int, Broadcast]
 
 
 class BroadcastQueue:
@@ -37,7 +41,7 @@ class BroadcastQueue:
 
     def __init__(self, *, limit: int) -> None:
         self._by_name: dict[str, Broadcast] = {}
-        self._order: list[Broadcast] = []
+        self._order: list[_Place] = []
         self._serial = 0
         self._limit = limit
         self.dropped = 0
@@ -57,13 +61,13 @@ class BroadcastQueue:
         self._serial += 1
         item = Broadcast(name=name, message=message, serial=self._serial)
         self._by_name[name] = item
-        insort(self._order, item, key=Broadcast.order)
+        insort(self._order, item.place)
 
     def discard(self, name: str) -> None:
         """Forget the message of that name, if any."""
         item = self._by_name.get(name)
         if item is not None:
-            self._remove(bisect_left(self._order, item.order(), key=Broadcast.order))
+            self._remove(bisect_left(self._order, item.place))
 
     def take(
         self, *, room: int, overhead: int, limit: int, count: int = 255, charge: int = 1
@@ -81,12 +85,10 @@ class BroadcastQueue:
         tier = 0
         while len(taken) < count and self._order:
             # The longest message of this tier that still fits, else the next tier.
-            index = bisect_left(
-                self._order, (tier, overhead - room, -self._serial - 1), key=Broadcast.order
-            )
+            index = bisect_left(self._order, (tier, overhead - room, -self._serial - 1))
             if index == len(self._order):
                 break
-            item = self._order[index]
+            item = self._order[index][-1]
             if item.transmits > tier:
                 tier = item.transmits
                 continue
@@ -97,9 +99,9 @@ class BroadcastQueue:
             item.transmits += charge
             if item.transmits < limit:
                 self._by_name[item.name] = item
-                insort(self._order, item, key=Broadcast.order)
+                insort(self._order, item.place)
         return [item.message for item in taken]
 
     def _remove(self, index: int) -> None:
-        item = self._order.pop(index)
+        item = self._order.pop(index)[-1]
         del self._by_name[item.name]

@@ -911,6 +911,38 @@ class TestGossip:
             await world.dataplane.told.wait()
             assert len(world.dataplane.peers) == 0
 
+    async def test_a_dead_owners_backend_gets_flows_only_while_there_is_no_other(
+        self, world: World
+    ) -> None:
+        """Before it is forgotten; and as before when its owner is heard again."""
+
+        def told(key: str, ip: str, owner: str, kind: str = "create") -> TableChange:
+            record = EndpointRecord(
+                name=key, endpoint_ip=ip, service_name="web", service_id="s", virtual_ip=str(VIP)
+            )
+            change = replace(name_change(key, key, ip, kind=kind), owner=owner)
+            return replace(change, value=record.encode())
+
+        def slots() -> set[str]:
+            found = world.balancer._networks[network(1).id].table.slots(VIP)
+            return set() if found is None else {str(each) for each in found.backs}
+
+        async with world.start() as coordinator:
+            await coordinator.attach(request())
+            coordinator.gossip_changed(told("k1", "10.0.1.9", "other"))
+            coordinator.gossip_changed(told("k2", "10.0.1.10", "third"))
+            assert slots() == {"10.0.1.9", "10.0.1.10"}
+            world.gossip.states["other"] = State.DEAD
+            coordinator.gossip_changed(told("k1", "10.0.1.9", "other", "delete"))
+            assert slots() == {"10.0.1.10"}
+            world.gossip.states["third"] = State.ALIVE
+            coordinator.gossip_changed(told("k2", "10.0.1.10", "third", "delete"))
+            assert slots() == {"10.0.1.9"}
+            world.gossip.states["other"] = State.ALIVE
+            coordinator.gossip_changed(told("k2", "10.0.1.10", "third"))
+            coordinator.gossip_changed(told("k1", "10.0.1.9", "other"))
+            assert slots() == {"10.0.1.9", "10.0.1.10"}
+
     async def test_a_restarted_owner_is_not_noticed(self, world: World) -> None:
         async with world.start() as coordinator:
             await coordinator.attach(request())

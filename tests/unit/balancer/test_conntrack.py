@@ -17,7 +17,9 @@ def attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", size, kind) + value + bytes(-size % 4)
 
 
-def entry(source: str, *, protocol: int = 6, state: int = 3, zone: int | None = None) -> bytes:
+def entry(
+    source: str, *, protocol: int = 6, state: int = 3, zone: int | None = None, mark: int = 0
+) -> bytes:
     """One TCP connection from 10.0.1.2 to a virtual address, answered by ``source``."""
     packed = ipaddress.ip_address(source).packed
     first = 1 if len(packed) == 4 else 3
@@ -29,6 +31,8 @@ def entry(source: str, *, protocol: int = 6, state: int = 3, zone: int | None = 
     body += attribute(0x8002, addresses + ports)
     body += attribute(0x8004, attribute(0x8001, attribute(1, bytes([state]))))
     body += attribute(12, b"\x01\x02\x03\x04")
+    if mark:
+        body += attribute(8, struct.pack("!I", mark))
     if zone is not None:
         body += attribute(18, struct.pack("!H", zone))
     return body
@@ -63,6 +67,14 @@ def test_a_zone_belongs_to_the_identity() -> None:
     assert flow.identity.endswith(attribute(18, b"\0\7"))
 
 
+def test_the_mark_tells_by_which_node_a_flow_came() -> None:
+    for mark in (0, 0x10103):
+        flow = parse(entry("10.0.1.11", mark=mark), None)
+        assert flow is not None
+        assert flow.mark == mark
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read_to_their_end(data: bytes) -> None:
     parse(data, {b"\x0a\0\1\x0b"})
+    parse(data, None)

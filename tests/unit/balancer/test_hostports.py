@@ -15,7 +15,7 @@ import pytest
 from agent.balancer.balancer import HOST, Balancer
 from agent.balancer.hostports import HostPort, HostPorts, parse
 from agent.balancer.table import Port, Target
-from swarm.cli.parse import published
+from swarm.cli.parse import published, shown
 from swarm.errors import ConflictError, InvalidArgumentError
 
 ADDRESS = ipaddress.IPv4Address("172.30.0.2")
@@ -139,3 +139,14 @@ def test_what_is_typed(typed: str, meant: list[str]) -> None:
 def test_what_makes_no_sense_when_typed(typed: str) -> None:
     with pytest.raises(click.BadParameter):
         published(typed)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("8080:80/tcp", "0.0.0.0:8080->80/tcp"),
+        ("127.0.0.1:53:5353/udp", "127.0.0.1:53->5353/udp"),
+    ],
+)
+def test_ports_are_listed_as_docker_lists_them(text: str, line: str) -> None:
+    assert shown(str(parse(text))) == line

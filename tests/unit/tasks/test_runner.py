@@ -162,6 +162,7 @@ class FakeRuntime:
 
     async def stop(self, reference: str, *, signal: int = 15, grace: float = 10.0) -> int:
         self.events.append("stop")
+        self.graces.append(grace)
         self.end(reference, 143)
         return 143
 
@@ -276,6 +277,20 @@ async def test_flows_that_do_not_end_are_cut_after_the_grace(world: World) -> No
         await world.reached("RUNNING")
         world.give(runner, task(desired_state=TaskState.SHUTDOWN))
         await world.reached("SHUTDOWN")
+
+
+@pytest.mark.parametrize(("labels", "grace"), [({}, 0.2), ({"overswarm.grace": "0"}, 0.0)])
+async def test_a_label_says_how_long_flows_may_go_on(
+    world: World, labels: dict[str, str], grace: float
+) -> None:
+    world.networks.busy = 1 << 30
+    async with world.start() as runner:
+        named = task(service_annotations=Annotations(name="web", labels=labels))
+        world.give(runner, named)
+        await world.reached("RUNNING")
+        world.give(runner, replace(named, desired_state=TaskState.SHUTDOWN))
+        await world.reached("SHUTDOWN")
+        assert world.runtime.graces == [grace]
 
 
 async def test_a_removed_task_is_ended_removed_and_forgotten(world: World) -> None:
