@@ -30,6 +30,7 @@ def node_with(gossip: Gossip | None) -> Any:
         sessions=4,
         gossip=gossip,
         dataplane=dataplane,
+        mesh=SimpleNamespace(foreign_edits=3),
         coordinator=None,
     )
     here = Lifecycle.INACTIVE if gossip is None else Lifecycle.ACTIVE
@@ -88,6 +89,7 @@ async def test_a_scrape_shows_gossip_session_and_data_plane() -> None:
         running.cancel()
     assert found["overswarm_node_lifecycle"][("active",)] == 1
     assert found["overswarm_session_active"] == {(): 1.0}
+    assert found["overswarm_balancer_drift_total"] == {(): 3.0}
     assert found["overswarm_session_opened_total"] == {(): 4.0}
     assert found["overswarm_gossip_members"][("alive",)] == 1
     assert found["overswarm_gossip_table_entries"]["own", "net-a", "endpoint_table"] == 1
