@@ -57,7 +57,7 @@ def observe(home: int, wanted: Inside, port_index: int) -> Inside | None:
     )
 
 
-def put(home: int, inside: Inside) -> None:
+def put(home: int, inside: Inside, source: sysctl.Source | None = None) -> None:
     """Set everything on a container's end of a port, and take off routes wanted no more.
 
     Raises:
@@ -75,7 +75,7 @@ def put(home: int, inside: Inside) -> None:
             if (link.mtu, link.mac) != (inside.mtu, inside.mac):
                 message = netlink.set_link(link.index, mtu=inside.mtu, mac=inside.mac)
                 channel.check([message])
-            _prepare_v6(inside)
+            _prepare_v6(inside, source)
             channel.run([netlink.resolution(link.index, again=ASK_AGAIN_MS, times=ASK_TIMES)])
             channel.check(_messages(inside, link.index))
             if link.up:  # not new: it may have routes of ours that are wanted no more
@@ -124,9 +124,9 @@ def _messages(inside: Inside, index: int) -> list[Message]:
     return messages
 
 
-def _prepare_v6(inside: Inside) -> None:
+def _prepare_v6(inside: Inside, source: sysctl.Source | None) -> None:
     conf = f"net/ipv6/conf/{inside.name}"
-    with contextlib.closing(sysctl.Tree()) as tree:
+    with contextlib.closing(sysctl.Tree(source)) as tree:
         if tree.read(f"{conf}/accept_dad") is None:
             if inside.v6:
                 raise HostError("IPv6 is switched off in this kernel (boot option ipv6.disable)")

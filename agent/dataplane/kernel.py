@@ -99,6 +99,7 @@ class Kernel:
         self._ipsec = ipsec.Ipsec(settings)
         self._reaper = Reaper()
         self._chamber: Chamber | None = None
+        self._sysctls = sysctl.Source()
         self._open: dict[str, _Router] = {}
         self._adopt(exits.HOME, os.dup(self._home))
 
@@ -106,6 +107,7 @@ class Kernel:
         """Let go of everything; the kernel's state stays."""
         self._reaper.close()
         self.close_chamber()
+        self._sysctls.close()
         for router in list(self._open.values()):
             self._forget(router)
         self._ipsec.close()
@@ -467,7 +469,7 @@ class Kernel:
     def _apply_insides(self, _router: _Router, ops: list[Op]) -> None:
         for op in ops:
             if isinstance(op, Put) and isinstance(op.object, Inside):
-                inside.put(self._home, op.object)
+                inside.put(self._home, op.object, self._sysctls)
 
     def _apply_netlink(self, router: _Router, ops: list[Op]) -> None:
         indexes: dict[str, int] = {}

@@ -85,7 +85,10 @@ class Streams:
         host = str(peer[0]) if peer else ""
         stranger = not self._node.knows_host(host)
         if stranger and len(self._unread) >= MAX_STRANGERS:
-            next(iter(self._unread)).cancel()
+            oldest = next(iter(self._unread))
+            del self._unread[oldest]
+            oldest.cancel()
+            self._node.swim.refusals.count(Refusal.STREAMS_FULL)
         if self._serving.total() >= MAX_STREAMS or self._serving[host] >= MAX_STREAMS_PER_HOST:
             self._node.swim.refusals.count(Refusal.STREAMS_FULL)
             writer.close()
@@ -101,8 +104,7 @@ class Streams:
         task.add_done_callback(lambda task: self._ended(task, writer, host))
 
     def _ended(self, task: asyncio.Task[None], writer: asyncio.StreamWriter, host: str) -> None:
-        if self._unread.pop(task, 0) is None and task.cancelled():
-            self._node.swim.refusals.count(Refusal.STREAMS_FULL)
+        self._unread.pop(task, None)
         self._served(writer, host)
 
     def _served(self, writer: asyncio.StreamWriter, host: str) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -35,6 +36,9 @@ MAX_HINTS = 64
 WRITE_SECONDS = 5.0
 """A peer that takes no byte for so long is treated as gone."""
 
+STEADY_SECONDS = 1.0
+"""A stream that lasted so long was no failure when it ends: the next one may begin at once."""
+
 RETRY_SECONDS = (0.1, 0.5)
 """First and longest pause before a peer is dialled again; doubled in between, cut short when the
 peer is heard."""
@@ -52,10 +56,28 @@ class Identify(Protocol):
         """Return the node id in the caller's certificate, or None if it cannot be told."""
 
 
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One stream to another manager."""
+
+    began: float
+    """Loop time."""
+    over: bool = False
+
+
 class Peer:
     """One other manager: a queue and the task that empties it."""
 
-    __slots__ = ("_bytes", "_queue", "_wake", "addr", "heard", "raft_id", "reached", "task")
+    __slots__ = (
+        "_bytes",
+        "_queue",
+        "_wake",
+        "addr",
+        "heard",
+        "raft_id",
+        "reached",
+        "task",
+    )
 
     def __init__(self, raft_id: int, addr: str) -> None:
         self.raft_id = raft_id
@@ -79,14 +101,21 @@ class Peer:
         self._wake.set()
         return True
 
-    async def get(self) -> Message[Body]:
-        """Wait for the next message."""
-        while not self._queue:
+    async def get(self, stream: Stream | None = None) -> Message[Body] | None:
+        """Wait for the next message; None when the stream it shall go to has ended."""
+        while not self._queue and not (stream is not None and stream.over):
             self._wake.clear()
             await self._wake.wait()
+        if stream is not None and stream.over:
+            return None
         message = self._queue.popleft()
         self._bytes -= _payload(message.body)
         return message
+
+    def hang_up(self, stream: Stream) -> None:
+        """A stream has ended."""
+        stream.over = True
+        self._wake.set()
 
     def clear(self) -> None:
         """Drop what waits."""
@@ -233,9 +262,11 @@ class GrpcTransport:
         """Keep a stream to one peer open for as long as there is something to say."""
         pause = RETRY_SECONDS[0]
         while True:
-            first = await peer.get()
+            stream = Stream(asyncio.get_running_loop().time())
             try:
-                await self._stream(peer, first)
+                await self._stream(peer, stream)
+                if asyncio.get_running_loop().time() - stream.began >= STEADY_SECONDS:
+                    continue  # at once: what waits was not tried yet
             except (grpc.RpcError, SwarmError, OSError, asyncio.InvalidStateError) as error:
                 log.debug("peer.lost", peer=f"{peer.raft_id:x}", addr=peer.addr, error=str(error))
             if peer.reached:
@@ -252,19 +283,26 @@ class GrpcTransport:
             peer.clear()
             pause = min(2 * pause, RETRY_SECONDS[1])
 
-    async def _stream(self, peer: Peer, first: Message[Body]) -> None:
-        """Write messages to one stream until it fails."""
+    async def _stream(self, peer: Peer, stream: Stream) -> None:
+        """Write messages to one stream, opened for the first of them, until it fails or ends.
+
+        Followers say nothing to each other for hours. Their next message, a vote perhaps, must not
+        be what finds out that the stream has long ended.
+        """
+        message = await peer.get()
+        stream.began = asyncio.get_running_loop().time()
         async with asyncio.timeout(WRITE_SECONDS):
             channel = await self._channel(peer.addr)
         try:
             call = raft_pb2_grpc.RaftStub(channel).Messages()
-            message, reply_to = first, self._addr
+            call.add_done_callback(lambda _: peer.hang_up(stream))
+            reply_to = self._addr
             try:
-                while True:
+                while message is not None:
                     async with asyncio.timeout(WRITE_SECONDS):
                         await call.write(to_wire(message, reply_to=reply_to))
                     peer.reached, reply_to = True, ""
-                    message = await peer.get()
+                    message = await peer.get(stream)
             finally:
                 call.cancel()
         finally:

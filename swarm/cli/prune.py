@@ -40,32 +40,35 @@ def prune(host: str | None, wanted: tuple[str, ...], force: bool) -> None:
         click.echo(_WARNING)
         if not click.confirm("Are you sure you want to continue?", default=False):
             return
-    removed = []
     with connect(host) as client:
         if not is_manager(client):
             raise PreconditionError(
                 "this node is not a manager: networks are removed on a manager node"
             )
-        for each in visible_networks(client):
-            if each.spec.ingress or not _matches(each, chosen, until):
-                continue
-            try:
-                client.control.RemoveNetwork(
-                    control_pb2.RemoveNetworkRequest(network_id=each.id), timeout=_CALL_SECONDS
-                )
-            except SwarmError as error:
-                if f"network {each.id} is in use" not in str(error):
-                    raise
-                continue  # managers know, and decide; docker too goes by these words
-            removed.append(each.spec.annotations.name)
+        networks = [each for each in visible_networks(client) if _matches(each, chosen, until)]
+    removed = [each.spec.annotations.name for each in networks if _removed(host, each)]
     if removed:
         click.echo("\n".join(("Deleted Networks:", *removed, "")))
+
+
+def _removed(host: str | None, item: Network) -> bool:
+    """Remove a network unless it is in use; managers know, and docker too goes by these words."""
+    try:
+        with connect(host) as client:
+            request = control_pb2.RemoveNetworkRequest(network_id=item.id)
+            client.control.RemoveNetwork(request, timeout=_CALL_SECONDS)
+    except SwarmError as error:
+        if f"network {item.id} is in use" in str(error):
+            return False
+        raise
+    return True
 
 
 def _matches(item: Network, chosen: dict[str, list[str]], until: int | None) -> bool:
     labels = dict(item.spec.annotations.labels)
     return (
-        (until is None or (item.meta.created_at or 0) < until)
+        not item.spec.ingress
+        and (until is None or (item.meta.created_at or 0) < until)
         and label_match(labels, chosen.get("label", []))
         and not any(label_match(labels, [text]) for text in chosen.get("label!", []))
     )

@@ -10,6 +10,7 @@ every six seconds, and one datagram in a hundred is lost.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import statistics
@@ -93,7 +94,7 @@ class Probe:
 def quiet(size: int) -> tuple[list[Event], Traffic, Traffic, float]:
     """Return events of a quiet cluster, traffic without and with them, and seconds each was taken."""
     sim = Simulation(size)
-    hosts = sim.form(size, NETWORK)
+    hosts = _formed(sim, size)
     sim.run(2.0)
     count = 20 if size <= 100 else 10
     pause = 2.5
@@ -119,7 +120,7 @@ def quiet(size: int) -> tuple[list[Event], Traffic, Traffic, float]:
 def churning(size: int) -> tuple[list[Event], Traffic, float]:
     """Return events of a cluster under churn, the traffic meanwhile, and its seconds."""
     sim = Simulation(size, loss=LOSS)
-    hosts = sim.form(size, NETWORK)
+    hosts = _formed(sim, size)
     sim.run(2.0)
     probe = Probe(sim)
     rng = sim.rng
@@ -162,6 +163,15 @@ def churning(size: int) -> tuple[list[Event], Traffic, float]:
     traffic = sim.traffic.since(before)
     sim.run(TAIL, until=probe.done)
     return list(probe.events.values()), traffic, spent
+
+
+def _formed(sim: Simulation, size: int) -> list[Host]:
+    """Return a cluster that has met; the collector of garbage need not look at its members again."""
+    gc.unfreeze()
+    gc.collect()
+    hosts = sim.form(size, NETWORK)
+    gc.freeze()
+    return hosts
 
 
 def epidemic(size: int) -> float:
@@ -224,6 +234,7 @@ def run() -> list[Row]:
             ),
         ]
         progress(f"{size} nodes done")
+    gc.unfreeze()
     return rows + _growth(rows, min(sizes), max(sizes))
 
 

@@ -29,8 +29,13 @@ def run() -> Sequence[Row]:
     with tempfile.TemporaryDirectory(prefix="swarm-bench-") as folder:
         world = World(Path(folder))
         try:
-            ours, bare = overlay(world), by_hand(world)
-            return [*compare("", ours, bare, "a VXLAN made by hand")]
+            ours, bare, usual = overlay(world), by_hand(world), bridged(world)
+            return [
+                *compare("", ours, bare, "a VXLAN made by hand"),
+                *compare(
+                    "beside what engines make: ", ours, usual, "bridge, VXLAN and veth by hand"
+                ),
+            ]
         finally:
             world.close()
 
@@ -62,6 +67,29 @@ def by_hand(world: World, mtu: int = 1450) -> tuple[Any, Any, str]:
             f"ip neigh add 10.99.0.{2 - i} lladdr 02:00:00:00:00:0{2 - i} dev vxb"
         )
     return (*boxes, "10.99.0.2")
+
+
+def bridged(world: World) -> tuple[Any, Any, str]:
+    """Return two namespaces joined as engines do it: a veth each, a bridge, a VXLAN device on it."""
+    nodes, boxes = world.nodes[-2:], (world.box(), world.box())
+    for i, box in enumerate(boxes):
+        here, there, bridge = nodes[i], nodes[1 - i], world.box()
+        here.sh(
+            f"ip link add vxc type vxlan id 98 dstport {PORT + 1} local {here.vtep} proxy; "
+            f"ip link set vxc mtu 1450 netns {bridge.process.pid}"
+        )
+        bridge.sh(
+            "ip link add br0 type bridge; ip link set vxc master br0 up; ip link set br0 up; "
+            f"ip link add port type veth peer name eth0 address 02:42:0a:62:00:0{i + 1} "
+            f"netns {box.process.pid}; ip link set port mtu 1450 master br0 up; "
+            f"ip neigh add 10.98.0.{2 - i} lladdr 02:42:0a:62:00:0{2 - i} dev vxc; "
+            f"bridge fdb add 02:42:0a:62:00:0{2 - i} dev vxc dst {there.vtep} self permanent"
+        )
+        box.sh(
+            "ip link set lo up; ip link set eth0 mtu 1450 up; "
+            f"ip addr add 10.98.0.{i + 1}/24 dev eth0"
+        )
+    return (*boxes, "10.98.0.2")
 
 
 def compare(

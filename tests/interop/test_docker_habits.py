@@ -192,7 +192,7 @@ def test_filters_choose_what_docker_chooses(mixed: Mixed, guests: Mixed, network
         (theirs,) = json.loads(boss.docker("network", "inspect", "habits"))
         (ours,) = json.loads(cluster.swarm("m1", "network", "inspect", "habits"))
         for wanted in (
-            "name=hab", "name=nothing", "label=team", "label=team=red", "label=team=blue", "driver=overlay",
+            "name=habits", "name=nothing", "label=team", "label=team=red", "label=team=blue", "driver=overlay",
             "scope=swarm", "scope=local", "type=custom", "type=builtin",
             f"id={theirs['Id'][:5]}",
         ):  # fmt: skip

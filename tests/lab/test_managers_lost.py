@@ -68,8 +68,8 @@ def test_the_command_line_kills_a_manager_under_a_writer() -> None:
 
 
 def fill_up(path: Path) -> None:
-    """Write a file until nothing more fits on its disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    """Add to a file until nothing more fits on its disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         for size in (65536, 512, 1):
             with contextlib.suppress(OSError):
@@ -100,11 +100,16 @@ def test_a_manager_with_a_full_disk_says_so_and_recovers(managers: Cluster) -> N
         await_managers(lab, "m1", 4)
         fill = directory / "fill"
         with Writer(lab, MANAGERS, "full").running() as ledger:
-            fill_up(fill)
+            await_writes(ledger, 5)
+
+            def full() -> bool:
+                fill_up(fill)  # again and again: a file that is replaced leaves room
+                return "disk is full" in info_error(managers, host)
+
             wait_until(
-                lambda: "disk is full" in info_error(managers, host),
-                seconds=20,
-                what=lambda: info_error(managers, host),
+                full,
+                seconds=30,
+                what=lambda: f"{info_error(managers, host)!r} after {len(ledger.times)} writes",
             )
             await_writes(ledger, 10)
             fill.unlink()

@@ -10,7 +10,7 @@ import pytest
 
 from agent.dataplane import Peer
 from agent.dataplane.names import vxlan_mac
-from agent.gossip.records import EndpointRecord, PortConfig, Protocol
+from agent.gossip.records import Balancing, EndpointRecord, PortConfig, Protocol
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
@@ -71,7 +71,15 @@ class Ingress:
             self.other(node).call("mesh_peer", peer)
         return box
 
-    def record(self, node: Any, address: str, *, disabled: bool = False, only: Any = None) -> None:
+    def record(
+        self,
+        node: Any,
+        address: str,
+        *,
+        disabled: bool = False,
+        only: Any = None,
+        balancing: Balancing | None = None,
+    ) -> None:
         for each in (address, six(address)):
             record = EndpointRecord(
                 name=address,
@@ -80,6 +88,7 @@ class Ingress:
                 endpoint_ip=each,
                 ingress_ports=PORTS,
                 service_disabled=disabled,
+                balancing=balancing,
             )
             for other in self.nodes.values() if only is None else (only,):
                 other.call("mesh", "put", self.net.id, each, record, local=other is node)
@@ -181,6 +190,34 @@ def test_the_same_client_port_on_two_nodes_is_two_flows(ingress: Ingress) -> Non
         node.sh(f"ip route add 198.18.0.7 via {gateway}")
     for entry in ("198.51.100.1", "203.0.113.1"):
         assert ingress.client.call("ask_from", "198.18.0.7", 4444, entry, 30080) == "b 198.18.0.7"
+
+
+def test_a_client_keeps_its_backend_whichever_node_it_asks(ingress: Ingress) -> None:
+    """A sticky service: the same address, other ports, two ways in; and local backends first where that is wished."""
+    one, two = ingress.mesh.one, ingress.mesh.two
+    places = ((one, "10.0.1.11", "a"), (two, "10.0.1.12", "b"))
+    for node, address, word in places:
+        box = ingress.task(node, address, word)
+        box.call("steer", "eth0", address, "10.0.1.1")
+        ingress.record(node, address, balancing=Balancing(sticky=True))
+    sources = [f"198.18.0.{last}" for last in range(7, 15)]
+    chosen = []
+    for source in sources:
+        ingress.client.sh(f"ip addr add {source}/32 dev lo")
+        one.sh(f"ip route add {source} via 198.51.100.9")
+        two.sh(f"ip route add {source} via 203.0.113.9")
+        answers = {
+            ingress.client.call("ask_from", source, port, entry, 30080).split()[0]
+            for port in (4444, 4445, 4446)
+            for entry in ("198.51.100.1", "203.0.113.1")
+        }
+        assert len(answers) == 1, source
+        chosen += answers
+    assert set(chosen) == {"a", "b"}, "the clients spread"
+    for node, address, _ in places:
+        ingress.record(node, address, balancing=Balancing(prefer_local=True))
+    for entry, word in (("198.51.100.1", "a"), ("203.0.113.1", "b")):
+        assert set(ingress.client.call("ask_many", entry, 12, 30080)) == {word}
 
 
 def test_a_port_without_backends_refuses_and_a_draining_one_gets_no_new_flows(

@@ -406,13 +406,19 @@ def await_end(pid: int, timeout: float = 5.0) -> None:
 
 
 def patiently(words: list[str], attempts: int = 5) -> str:
-    """Run a program until it succeeds and return what it printed."""
+    """Run a program until it succeeds, and in time, and return what it printed."""
+    said = ""
     for attempt in range(attempts):
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+        except subprocess.TimeoutExpired:
+            said = "it does not end"
+            continue
         if done.returncode == 0:
             return done.stdout
+        said = done.stdout[-500:] + done.stderr
         time.sleep(0.1 * attempt)
-    raise RuntimeError(f"{words}: {done.stdout[-500:]} {done.stderr}")
+    raise RuntimeError(f"{words}: {said}")
 
 
 def read(path: str) -> str:

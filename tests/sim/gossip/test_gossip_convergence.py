@@ -139,7 +139,7 @@ def test_long_partition_with_quits_and_deaths(simulate: Make, brisk: Timing, see
 
 
 def test_one_way_cut_kills_nobody(simulate: Make, brisk: Timing, seed: int) -> None:
-    """While A cannot reach B, others relay the probes: both stay alive in every view."""
+    """While A cannot reach B, others relay the probes: both stay alive in every view, with all they have."""
     sim = cluster(simulate, seed, 6, brisk)
     sim.settle(10.0)
     a, b = hosts_of(sim)[2:4]
@@ -148,6 +148,7 @@ def test_one_way_cut_kills_nobody(simulate: Make, brisk: Timing, seed: int) -> N
         sim.run(1.0)
         for host in sim.living():
             assert all(m.state in {State.ALIVE, State.SUSPECT} for m in host.node.swim.members)
+            assert sim.seen(host, "net-a").keys() == {f"{h.address}-first" for h in hosts_of(sim)}
     sim.put(a, "net-a", "over-others", b"x")
     sim.run(3.0)
     assert sim.seen(b, "net-a").keys() == sim.wanted("net-a").keys()

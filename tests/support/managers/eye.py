@@ -127,6 +127,9 @@ class Eye:
 
         By induction over the predecessors two logs that share one entry share all before it.
         """
+        if batch.snapshot is not None:
+            at = batch.snapshot.index
+            assert core.log.membership_at(at) == batch.snapshot.membership, f"another group at {at}"
         for entry in batch.entries:
             before = core.log.term_of(entry.index - 1)
             assert before is not None
@@ -156,7 +159,8 @@ class Eye:
 
     def _watch_majority(self, core: RaftCore, index: int) -> None:
         """An entry that anybody commits for the first time is on a majority of disks."""
-        voters = core.membership.voters
+        members = core.membership.members.values()
+        voters = [member.raft_id for member in members if not member.learner]
         term = core.log.term_of(index)
         # An old copy takes nothing back: what its disk had confirmed before may just now arrive.
         having = sum(

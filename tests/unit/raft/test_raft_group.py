@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from manager.raft import transport as transport_module
 from manager.raft.codec import to_wire
 from manager.raft.config import RaftConfig
 from manager.raft.errors import NotLeaderError, QuorumLostError, RemovedError
@@ -281,6 +282,44 @@ async def test_a_member_whose_stream_ends_is_reported_unless_it_speaks_on_a_late
     assert tells.lost == [2]
     running.cancel()
     await asyncio.wait([running])
+
+
+async def test_the_first_word_after_a_long_silence_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other end was restarted meanwhile; nobody said anything that would have shown it."""
+    monkeypatch.setattr(transport_module, "STEADY_SECONDS", 0.0)
+    ended, heard = asyncio.Event(), asyncio.Queue[Message[Any]]()
+
+    def hang_up(peer: Any, stream: Any) -> None:
+        usual(peer, stream)
+        ended.set()
+
+    usual = transport_module.Peer.hang_up
+    monkeypatch.setattr(transport_module.Peer, "hang_up", hang_up)
+    tells, addr = _Tells(), f"unix:{tmp_path}/there.sock"
+    here = GrpcTransport(raft_id=1, addr="unix:none", channel=_dial)
+    there = GrpcTransport(raft_id=2, addr=addr, channel=_dial)
+    here.update_members({2: Member(raft_id=2, node_id="n2", addr=addr)})
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        running = [
+            tasks.create_task(here.run(tells.ignore, tells.ignore, tells.ignore)),
+            tasks.create_task(there.run(heard.put_nowait, tells.ignore, tells.ignore)),
+        ]
+        for term in (1, 2, 3):
+            server = grpc.aio.server()
+            raft_pb2_grpc.add_RaftServicer_to_server(RaftServicer(there), server)
+            server.add_insecure_port(addr)
+            await server.start()
+            await asyncio.sleep(0)
+            word = Heartbeat(commit=0)
+            here.send([Message(cluster="c1", sender=1, to=2, term=term, incarnation=1, body=word)])
+            assert (await heard.get()).term == term
+            ended.clear()
+            await server.stop(None)
+            await ended.wait()
+        for task in running:
+            task.cancel()
 
 
 @pytest.mark.slow

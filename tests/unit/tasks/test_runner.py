@@ -127,6 +127,7 @@ class FakeRuntime:
     workloads: dict[str, Workload] = field(default_factory=dict)
     ends: dict[str, asyncio.Event] = field(default_factory=dict)
     start_error: Exception | None = None
+    graces: list[float] = field(default_factory=list)
 
     def list(self) -> tuple[Workload, ...]:
         return tuple(self.workloads.values())
