@@ -29,8 +29,9 @@ from swarm.identity.certs import Credentials, Role
 from swarm.identity.keystore import KeyStore, LockedError
 from swarm.identity.unlock import format_unlock_key, parse_unlock_key
 
-START_TIMEOUT: Final = 30.0
-"""Seconds a new manager has to get ready."""
+START_TIMEOUT: Final = 75.0
+"""Seconds a new manager has to get ready: for slow machines, since one that cannot start ends by itself and
+says why. Less than a person's ``swarm init`` waits."""
 
 JOIN_TIMEOUT: Final = 20.0
 """Seconds from the certificate to the session; engines wait as long."""

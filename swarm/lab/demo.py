@@ -26,6 +26,7 @@ from swarm.lab.traces import observe
 
 PROGRAM: Final = (sys.executable, "-m", "swarm.lab.workloads")
 READY_SECONDS: Final = 30.0
+SLOW_STARTS: Final = 4
 TRANSFER_SECONDS: Final = 6.0
 TRANSFER_PACKETS: Final = 50
 """So many have left when the transfer is certainly under way; the kernel counts large ones as one."""
@@ -98,17 +99,7 @@ class Demo:
         """Init on m1, join on w1 and w2, three Ready nodes."""
         state = self._lab.build(["m1", "w1", "w2"])
         manager = state.hosts["m1"].address
-        self.swarm(
-            "m1",
-            "init",
-            "--advertise-addr",
-            manager,
-            "--data-path-addr",
-            manager,
-            "--listen-addr",
-            f"{manager}:2377",
-            show=False,
-        )
+        self._init(manager)
         token = self.swarm("m1", "join-token", "-q", "worker", show=False).strip()
         for name in ("w1", "w2"):
             address = state.hosts[name].address
@@ -128,6 +119,16 @@ class Demo:
         self._lab.await_ready("m1", 3)
         listed = self.swarm("m1", "node", "ls")
         self.expect(listed.count("Ready") == 3, "three Ready nodes", listed)
+
+    def _init(self, manager: str) -> None:
+        """Start the cluster; under emulation the manager may need a second start to be in time."""
+        words = ["init", "--advertise-addr", manager, "--data-path-addr", manager]
+        words += ["--listen-addr", f"{manager}:2377"]
+        if processes.PATIENCE > 1:
+            for _ in range(SLOW_STARTS):
+                if self.try_swarm("m1", *words).returncode == 0:
+                    return
+        self.swarm("m1", *words, show=False)
 
     def network(self) -> None:
         """Create, list, inspect."""

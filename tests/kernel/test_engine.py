@@ -146,7 +146,7 @@ def ours(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
         try:
             with lab.client("m1") as client:
                 client.local.Init(request, timeout=CALL_SECONDS)
-        except SwarmError as error:  # a manager has 30 s to start, which is short here
+        except SwarmError as error:  # a manager has to start in time, which is hard here
             show(str(error))
             return False
         return True

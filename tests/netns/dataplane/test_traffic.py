@@ -51,9 +51,7 @@ def test_containers_reach_each_other_on_one_node_and_across(world: Any, network:
 
 
 @pytest.mark.parametrize("v6", [False, True])
-def test_subnets_of_a_network_are_routed_and_carry_ipv6(
-    world: Any, network: Any, v6: bool
-) -> None:
+def test_subnets_of_a_network_are_routed_and_carry_ipv6(world: Any, network: Any, v6: bool) -> None:
     """Two IPv4 ranges and one IPv6 range, each reachable from everywhere; over either underlay."""
     net = network(1, "10.0.1.0/24", "10.0.2.0/24", "fd00:1::/64")
     one, two = two_nodes(world, net, v6=v6)

@@ -485,6 +485,7 @@ class ClusterWorld(World[Manager]):
             assert former is None or former.role is not Role.LEADER
         for node in self.nodes.values():
             assert not node.gone or node.id not in core.membership.members, f"{node.id} left"
+        assert self.recovered(), "nothing is committed after everything is healed"
         self._check_objects(leader.replica.store)
         assert not self.clients.busy, "clients still wait after everything is healed"
         self.clients.check()

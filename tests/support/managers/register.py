@@ -278,6 +278,7 @@ class RegisterWorld(World[Member]):
         for raft_id in core.log.committed_membership.removed:
             former = self.nodes[raft_id].core
             assert former is None or former.role is not Role.LEADER
+        assert self.recovered(), "nothing is committed after everything is healed"
         self.check_history(leader.machine.writes)
 
     def check_history(self, writes: list[bytes]) -> None:
