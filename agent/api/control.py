@@ -101,11 +101,13 @@ class ControlProxy(grpc.GenericRpcHandler):
                 metadata=context.invocation_metadata(),
             )
         except grpc.aio.AioRpcError as error:
-            text = error.details() or ""
+            code, text = error.code(), error.details() or ""
             answered = any(key == ANSWERED for key, _ in error.trailing_metadata() or ())
-            if error.code() is grpc.StatusCode.UNAVAILABLE and not answered:
+            if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED} and not answered:
+                # One that ends cancels what it has not answered.
+                code = grpc.StatusCode.UNAVAILABLE
                 text = "the manager of this node is not answering: it is starting, or ending"
-            await context.abort(error.code(), text, tuple(error.trailing_metadata() or ()))
+            await context.abort(code, text, tuple(error.trailing_metadata() or ()))
             raise
         return answer
 

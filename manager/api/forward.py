@@ -244,7 +244,8 @@ def _means_again(error: grpc.aio.AioRpcError) -> bool:
     for key, value in error.trailing_metadata() or ():
         if key == AGAIN:
             return value == "true"
-    return error.code() is grpc.StatusCode.UNAVAILABLE
+    # A manager that stops cancels what it has not answered.
+    return error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
 class _Copied:

@@ -20,7 +20,8 @@ import structlog
 from manager.api.access import Caller
 from manager.api.backend import Backend
 from manager.api.health import RAFT
-from manager.api.nodes import FULL, check_removal
+from manager.api.nodes import FULL
+from manager.api.removal import check_removal, once_heard
 from manager.api.server import Context
 from manager.raft.config import MAX_TEXT_BYTES, MAX_VOTERS
 from manager.raft.errors import ChangeRefusal, ChangeRefusedError, NotLeaderError
@@ -137,13 +138,16 @@ class Membership:
         member = _leaving(raft, request.node.raft_id, caller.node_id)
         if member is None:
             return membership_pb2.LeaveResponse()
-        check_removal(caller.node_id, self._backend.managers(), LAST_LEAVES)
+        await once_heard(lambda: self._check_leaving(caller.node_id))
         if member.raft_id == raft.status.id:
             await raft.transfer_leadership()
             raise NotLeaderError  # the call goes on to who leads now
         await _patiently(lambda: raft.remove(member.raft_id))
         log.info("manager.left", node=caller.node_id)
         return membership_pb2.LeaveResponse()
+
+    async def _check_leaving(self, node_id: str) -> None:
+        check_removal(node_id, self._backend.managers(), LAST_LEAVES)
 
 
 def _leaving(raft: RaftNode, raft_id: int, node_id: str) -> Member | None:

@@ -10,6 +10,7 @@ from manager.api.access import Caller
 from manager.api.backend import Backend, nothing
 from manager.api.checks import check_labels, present, required, same_version
 from manager.api.filters import by_name, has_labels, one_of
+from manager.api.removal import check_removal, once_heard
 from manager.api.server import Context
 from manager.api.wire import encoded
 from manager.cluster import blacklisted
@@ -18,14 +19,13 @@ from manager.store import Transaction
 from swarm.api import codec
 from swarm.api.docker.swarmkit import control_pb2
 from swarm.errors import PreconditionError
-from swarm.model import ManagerStatus, Node, NodeRole, NodeSpec, NodeState, Reachability
+from swarm.model import ManagerStatus, Node, NodeRole, NodeSpec, NodeState
 
 OWN_AGENT_LABEL: Final = "overswarm.version"
 """Engine label of this project's own agent."""
 
 FULL: Final = f"the swarm has {MAX_VOTERS} managers already, and more would only slow every write"
 LAST_DEMOTED: Final = "attempting to demote the last manager of the swarm"
-QUORUM: Final = "can't remove member from the raft: this would result in a loss of quorum"
 
 NO_DESCRIPTION: Final[Mapping[str, str]] = {}
 
@@ -73,7 +73,7 @@ class Nodes:
                 check_role(node, spec.desired_role, self._backend.managers())
             tx.update(replace(node, spec=spec))
 
-        await self._backend.once(caller, build, repeated=nothing)
+        await once_heard(lambda: self._backend.once(caller, build, repeated=nothing))
         node = self._store.view.nodes.require(node_id)
         return control_pb2.UpdateNodeResponse(node=encoded(self._shown(node)))
 
@@ -125,25 +125,6 @@ def check_role(node: Node, wanted: NodeRole, managers: Mapping[str, ManagerStatu
             raise PreconditionError(FULL)
     elif node.id in managers:
         check_removal(node.id, managers, LAST_DEMOTED)
-
-
-def check_removal(node_id: str, managers: Mapping[str, ManagerStatus], last: str) -> None:
-    """Check that the others can go on without a manager.
-
-    Args:
-        node_id: of the manager.
-        managers: all of them, by node id.
-        last: what to say when there is no other.
-
-    Raises:
-        PreconditionError: they cannot.
-    """
-    rest = [status for other, status in managers.items() if other != node_id]
-    if not rest:
-        raise PreconditionError(last)
-    reachable = sum(status.reachability is Reachability.REACHABLE for status in rest)
-    if reachable < len(rest) // 2 + 1:
-        raise PreconditionError(QUORUM)
 
 
 def runs_our_agent(node: Node) -> bool:

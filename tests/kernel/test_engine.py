@@ -57,10 +57,17 @@ class Sides:
     def run(self, host: str, name: str, network: str, script: str) -> None:
         """Start a container that runs a shell script."""
         if host in self.engines:
-            self.engines[host].docker(
-                "run", "-d", "--stop-timeout", "1", "--name", name, "--network", network,
-                IMAGE, "sh", "-c", script, timeout=CALL_SECONDS,
-            )  # fmt: skip
+            words = ("run", "-d", "--stop-timeout", "1", "--name", name, "--network", network)
+
+            def started() -> bool:
+                engine = self.engines[host]
+                done = engine.attempt(*words, IMAGE, "sh", "-c", script, timeout=CALL_SECONDS)
+                if done.returncode:  # an engine gives up after 20 s, which is short here
+                    show(done.stderr.strip())
+                    engine.attempt("rm", "-f", name, timeout=CALL_SECONDS)
+                return done.returncode == 0
+
+            wait_until(started, seconds=20, what=lambda: f"{name} does not start on {host}")
         else:
             request = local_pb2.CreateContainerRequest(
                 name=name,

@@ -89,7 +89,11 @@ def await_managers_anywhere(managers: Cluster, count: int) -> None:
                 found = statuses(managers.lab, host)
             except SwarmError:
                 continue
-            return len(found) == count and any(each.leader for each in found.values())
+            good = sum(
+                each.reachability == types_pb2.RAFT_MEMBER_REACHABILITY_REACHABLE
+                for each in found.values()
+            )
+            return len(found) == good == count and any(each.leader for each in found.values())
         return False
 
     wait_until(ready, seconds=40, what=lambda: f"there are no {count} managers")

@@ -112,9 +112,10 @@ def await_names(
 
 def router(cluster: Cluster, host: str) -> str:
     """The namespace file of the network's router on a host."""
-    found = list(cluster.lab.state.run_dir(host).rglob("netns/*"))
-    assert found, "no router namespace"
-    return str(found[0])
+    (shown,) = json.loads(cluster.swarm("m1", "network", "inspect", NETWORK))
+    held = cluster.lab.state.run_dir(host).rglob("netns/*")
+    (found,) = [each for each in held if str(shown["Id"]).startswith(each.name)]
+    return str(found)
 
 
 def neighbour_device(netns: str, address: str) -> str:
