@@ -43,7 +43,7 @@ def test_a_majority_of_the_others_must_answer(
 
 
 def test_the_last_manager_has_words_of_its_own() -> None:
-    with pytest.raises(PreconditionError, match="^last$"):
+    with pytest.raises(PreconditionError, match="last"):
         check_removal("a", managers(HERE), "last")
 
 
@@ -79,6 +79,6 @@ async def test_other_refusals_are_told_at_once() -> None:
         asked += 1
         raise PreconditionError("no")
 
-    with pytest.raises(PreconditionError, match="^no$"):
+    with pytest.raises(PreconditionError, match="no"):
         await once_heard(attempt)
     assert asked == 1
