@@ -136,9 +136,10 @@ class EncryptedDemo(Demo):
             self.start(
                 "w2", "knock", ("net1",), *PROGRAM, "knock", "echo", "9001", str(KNOCK_SECONDS)
             )
-            for _ in range(ROTATIONS):
+            self._await_keys_in_use(capture.sight, 1)
+            for number in range(ROTATIONS):
                 self._rotate_once()
-            self._await_keys_in_use(capture.sight)
+                self._await_keys_in_use(capture.sight, number + 2)
             self.swarm("w2", "stop", "--timeout", str(STOP_SECONDS), "knock", show=False)
             words = self._finished("w2", "knock")
         sent, answered = (int(word) for word in words.split()[:2])
@@ -159,11 +160,14 @@ class EncryptedDemo(Demo):
         )
         self._console.print("  [cyan]m1$[/] swarm rotate-keys")
 
-    def _await_keys_in_use(self, sight: Sight) -> None:
-        """Wait until packets go under every key there was: the first, and one for each rotation."""
+    def _await_keys_in_use(self, sight: Sight, keys: int) -> None:
+        """Wait until packets have gone under so many keys: the first, and one for each rotation.
+
+        Nodes that hear late of two rotations go straight to the newer one, so each is waited for.
+        """
 
         def used() -> bool:
-            return len(sight.spis) >= 2 * (ROTATIONS + 1)  # each way has its own
+            return len(sight.spis) >= 2 * keys  # each way has its own
 
         processes.wait_until(
             used,

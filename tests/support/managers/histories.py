@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_CONFIGURATIONS = 200_000
-"""More than this many possibilities at once are a badly built history."""
+"""A history with more possibilities at once than this is left undecided."""
 
 Step = Callable[[Any], Iterable[Hashable]]
 """The states an object can be in after the call, if it was in a given one; none if it cannot."""
@@ -30,6 +30,10 @@ class Call:
     step: Step
 
 
+class UndecidedError(Exception):
+    """Too many calls at once: the possibilities cannot all be looked at."""
+
+
 class NotLinearisableError(AssertionError):
     """No order of the calls explains what clients saw."""
 
@@ -39,6 +43,7 @@ def check(what: object, calls: Sequence[Call], initial: Hashable) -> None:
 
     Raises:
         NotLinearisableError: it has no explanation; the text holds the calls up to there.
+        UndecidedError: it cannot be said.
     """
     moments = [(call.start, 0, number) for number, call in enumerate(calls)]
     moments += [(call.end, 1, number) for number, call in enumerate(calls) if call.end is not None]
@@ -64,20 +69,43 @@ def _after(
 ) -> set[tuple[Hashable, frozenset[int]]]:
     """Return where the object can be once the ending call has happened."""
     result: set[tuple[Hashable, frozenset[int]]] = set()
-    stack, seen = list(configurations), set(configurations)
+    seen = _Seen({number for number in under_way if calls[number].end is None})
+    stack = [each for each in configurations if seen.take(*each)]
     while stack:
         state, happened = stack.pop()
         if ending in happened:
             result.add((state, happened - {ending}))
             continue
         for number in under_way - happened:
-            for following in calls[number].step(state):
-                configuration = following, happened | {number}
-                if configuration not in seen:
-                    seen.add(configuration)
-                    stack.append(configuration)
-        assert len(seen) < MAX_CONFIGURATIONS, "too many calls at once to check"
+            then = happened | {number}
+            stack += [(now, then) for now in calls[number].step(state) if seen.take(now, then)]
+        if seen.count > MAX_CONFIGURATIONS:
+            raise UndecidedError
     return result
+
+
+class _Seen:
+    """The possibilities looked at; one that can do all that another can makes the other needless.
+
+    Args:
+        optional: calls that nobody saw end: where such a call has not happened yet, it still may, or
+            never does, so this possibility covers the one in the same state in which it has.
+    """
+
+    def __init__(self, optional: set[int]) -> None:
+        self.count = 0
+        self._optional = optional
+        self._found: dict[tuple[Hashable, frozenset[int]], list[frozenset[int]]] = {}
+
+    def take(self, state: Hashable, happened: frozenset[int]) -> bool:
+        """Note a possibility; say whether it is worth a look."""
+        spent = happened & self._optional
+        known = self._found.setdefault((state, happened - self._optional), [])
+        if any(each <= spent for each in known):
+            return False
+        known.append(spent)
+        self.count += 1
+        return True
 
 
 def _story(what: object, calls: Sequence[Call], ending: int, moment: int) -> str:
