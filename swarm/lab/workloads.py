@@ -80,10 +80,10 @@ def give(port: int, seconds: float, rate: int) -> int:
     return 0
 
 
-def take(host: str, port: int) -> int:
-    """Read until the sender is done; print bytes, SHA-256 and the longest pause in milliseconds."""
+def take(host: str, port: int, timeout: float) -> int:
+    """Read until the sender is done (or silent for ``timeout`` seconds); print bytes, SHA-256 and the longest pause in milliseconds."""
     digest, received, longest = hashlib.sha256(), 0, 0.0
-    with socket.create_connection((host, port), timeout=20) as connection:
+    with socket.create_connection((host, port), timeout=timeout) as connection:
         last = time.monotonic()
         while data := connection.recv(CHUNK):
             now = time.monotonic()
@@ -175,6 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     entry = programs.add_parser("take")
     entry.add_argument("host")
     entry.add_argument("port", type=int)
+    entry.add_argument("--timeout", type=float, default=20.0)
     entry = programs.add_parser("echo")
     entry.add_argument("port", type=int)
     entry = programs.add_parser("ask")
@@ -207,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
         return resolve(given.name)
     if given.program == "give":
         return give(given.port, given.seconds, given.rate)
-    return take(given.host, given.port)
+    return take(given.host, given.port, given.timeout)
 
 
 if __name__ == "__main__":
