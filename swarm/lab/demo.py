@@ -29,10 +29,10 @@ READY_SECONDS: Final = 30.0
 SLOW_STARTS: Final = 4
 TRANSFER_SECONDS: Final = 6.0
 TRANSFER_PACKETS: Final = 50
-SILENCE_SECONDS: Final = 10.0
-"""A transfer that is silent for so long has noticed."""
 """So many have left when the transfer is certainly under way; the kernel counts large ones as one."""
 TRANSFER_RATE: Final = 20_000_000
+SILENCE_SECONDS: Final = 10.0
+"""A transfer that is silent for so long has noticed."""
 
 
 class DemoFailedError(SwarmError):
