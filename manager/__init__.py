@@ -20,7 +20,7 @@ On top, what is answered:
 
 Around them: ``process`` starts and stops all of it in order, ``opening`` gets it its raft state (by
 ``joining`` the others, where there are some), ``founding`` is the first transaction, ``services`` is
-what it offers, ``duties`` and ``roles`` are what only the leader does, ``moving`` tells of a new
+what it offers, ``duties``, ``roles`` and ``reaper`` are what only the leader does, ``moving`` tells of a new
 address, ``lock`` follows autolock, ``keyage`` knows when the network keys are due, ``refusal`` marks a
 state that must not be used any more, ``cluster`` is what the cluster object holds, ``paths``,
 ``causes``, ``clock`` and ``notify`` are what they say.

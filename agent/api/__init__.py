@@ -1,6 +1,6 @@
 """The local API: what the command line, the plugins and the lab talk to, on a unix socket of this host.
 
-- ``server``: the socket, its permissions, errors as gRPC statuses.
+- ``server``: the socket, its permissions; ``calls``: errors as gRPC statuses.
 - ``nodes``: Info, Init, Join, Leave.
 - ``containers``: create, start, attach, exec, stop, remove, wait, list, logs.
 - ``networks``: connect and disconnect, foreign namespaces, what is on which network.

@@ -12,8 +12,10 @@
 - ``request``: a wish to be attached (pure); ``leases``: attachments as managers hold them.
 - ``endpoints``: networks and endpoints made and unmade; ``announcer``: everybody told of them.
 - ``ingress``: this node's part in the ingress network; ``restore``: the take-over after a restart.
+- ``overlay``: one network: endpoints here, peers elsewhere; ``seams``: what is needed of other packages.
 - ``coordinator``: all of these brought together.
-- ``member``: everything that runs while the node is in a cluster.
+- ``member``: everything that runs while a manager accepts this node; ``local``: this node's own manager process.
+- ``membership``: both of them, started and stopped; ``options``: what a person asks for.
 - ``node``: init, join, leave, and what is known of all this at any time.
 
 A :class:`~agent.node.node.Node` is run for the life of the daemon::

@@ -4,13 +4,21 @@ The edge, which every RPC passes:
 
 - ``access``: who may call what, read from the contracts; one decision per call, without I/O;
 - ``gates``: that decision for the TLS port and for this host's private socket;
-- ``server``: services registered from their descriptors, errors turned into gRPC statuses.
+- ``forward``: calls that only the leader answers, passed on to it in the caller's name; ``leader``: who that is;
+- ``server``: services registered from their descriptors, errors turned into gRPC statuses (``errors``: those
+  that engines know without a status).
 
 Servicers (``async def Method(self, request, caller, context)``), on a :class:`~manager.api.backend.Backend`:
 
 - ``nodes``, ``networks``, ``clusters``, ``tasks``, ``services``: the Control service, in parts;
+  ``servicespecs`` and ``removal``: what a service may ask for, and whether a manager may go;
+- ``scheduler``: the Scheduler service; ``placements``: its tasks; ``watches``: its stream; ``scheduling``: all of it
+  on one manager;
 - ``attachments``: the ResourceAllocator service; ``balancers``: the nodes' own addresses;
-- ``health``: Health and RaftMembership.
+- ``membership``: RaftMembership; ``raft``: other managers' messages; ``keys``: rotation on demand;
+- ``health``: Docker's Health; ``standard``: gRPC's own health and reflection.
+
+``checks``, ``filters`` and ``wire`` are what they share.
 
 Serving::
 

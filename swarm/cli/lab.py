@@ -255,13 +255,12 @@ def rm(name: str, host_name: str) -> None:
 @click.pass_obj
 def demo(name: str, *, encrypted: bool) -> int:
     """Run the main job from start to end: each step announced, timed and checked."""
-    from swarm.lab import demo as plain
-    from swarm.lab import demo_encrypted
+    from swarm.lab.demo import Demo, run_demo
+    from swarm.lab.demo_encrypted import EncryptedDemo
 
-    chosen = demo_encrypted.run_demo if encrypted else plain.run_demo
     with terminating():
         try:
-            return chosen(name or "demo")
+            return run_demo(name or "demo", EncryptedDemo if encrypted else Demo)
         except SwarmError as error:
             click.echo(f"Error: {error}", err=True)
             return 1

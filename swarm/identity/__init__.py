@@ -13,6 +13,7 @@ Shells:
 - ``tls``: the two TLS contexts, and handshake failures put into words.
 - ``splice``: one connection's bytes carried to another, both ways, with back-pressure; ``secure`` is
   the TLS end of it.
+- ``sockets``: listeners, private unix sockets, addresses as text.
 - ``front``: the server side of port 2377; ``dialer``: the client side.
 
 A manager serves like this (the front and the gRPC server live in one process)::

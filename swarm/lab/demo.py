@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -39,41 +39,18 @@ class DemoFailedError(SwarmError):
     """A step did not show what it had to."""
 
 
-def run_demo(name: str) -> int:
-    """Run the demo in a lab of its own; returns the exit status and leaves nothing behind."""
-    console = Console(highlight=False, soft_wrap=True)
-    before = observe(name)
-    began = time.monotonic()
-    lab = Lab(name)
-    demo = Demo(lab, console)
-    try:
-        demo.run()
-    finally:
-        lab.down()
-    left = before.left_behind(observe(name))
-    if left:
-        raise DemoFailedError("the demo left something behind: " + "; ".join(left))
-    console.print(
-        "  nothing is left on this machine: no namespace, link, rule, mount, process or file"
-    )
-    console.print(f"[bold green]The main job is done[/] in {time.monotonic() - began:.1f} s.")
-    return 0
-
-
 class Demo:
     """The six steps, on one lab."""
+
+    done: ClassVar[str] = "The main job is done"
 
     def __init__(self, lab: Lab, console: Console) -> None:
         self._lab = lab
         self._console = console
 
-    def run(self) -> None:
-        """Run every step in order.
-
-        Raises:
-            DemoFailedError: one did not show what it had to.
-        """
-        steps: Sequence[tuple[str, Callable[[], None]]] = (
+    def steps(self) -> Sequence[tuple[str, Callable[[], None]]]:
+        """Return what is run in order, with titles."""
+        return (
             ("three hosts form a cluster", self.form),
             ("a network for everybody", self.network),
             ("a container on one host, its client on another", self.across),
@@ -81,14 +58,14 @@ class Demo:
             ("the agent dies during a transfer", self.restart),
             ("everything at a glance, then nothing", self.survey),
         )
-        self.perform(steps)
 
-    def perform(self, steps: Sequence[tuple[str, Callable[[], None]]]) -> None:
-        """Run titled steps in order, each announced and timed.
+    def run(self) -> None:
+        """Run every step, each announced and timed.
 
         Raises:
             DemoFailedError: one did not show what it had to.
         """
+        steps = self.steps()
         for number, (title, step) in enumerate(steps, start=1):
             self._console.print(f"\n[bold]{number}/{len(steps)} {title}[/]")
             began = time.monotonic()
@@ -383,3 +360,23 @@ class Demo:
             raise DemoFailedError(
                 f"expected {what}" + (f", but saw: {seen.strip()}" if seen else "")
             )
+
+
+def run_demo(name: str, kind: type[Demo] = Demo) -> int:
+    """Run a demo in a lab of its own; returns the exit status and leaves nothing behind."""
+    console = Console(highlight=False, soft_wrap=True)
+    before = observe(name)
+    began = time.monotonic()
+    lab = Lab(name)
+    try:
+        kind(lab, console).run()
+    finally:
+        lab.down()
+    left = before.left_behind(observe(name))
+    if left:
+        raise DemoFailedError("the demo left something behind: " + "; ".join(left))
+    console.print(
+        "  nothing is left on this machine: no namespace, link, rule, mount, process or file"
+    )
+    console.print(f"[bold green]{kind.done}[/] in {time.monotonic() - began:.1f} s.")
+    return 0

@@ -9,7 +9,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -70,21 +70,15 @@ class DockerDemo(Demo):
         super().__init__(lab, console)
         self._engines = {name: Engine(lab, name, folder / name) for name in ENGINES}
 
-    def run(self) -> None:
-        """Run every step in order.
-
-        Raises:
-            DemoFailedError: one did not show what it had to.
-        """
-        self.perform(
-            (
-                ("our cluster, and two stock engines beside it", self.prepare),
-                ("the engines join our cluster", self.they_join),
-                ("one network, containers of both kinds", self.mix),
-                ("our manager is killed", self.kill_manager),
-                ("an engine leaves and makes a swarm of its own", self.turn),
-                ("our host joins Docker's swarm", self.we_join),
-            )
+    def steps(self) -> Sequence[tuple[str, Callable[[], None]]]:
+        """Return what is run in order, with titles."""
+        return (
+            ("our cluster, and two stock engines beside it", self.prepare),
+            ("the engines join our cluster", self.they_join),
+            ("one network, containers of both kinds", self.mix),
+            ("our manager is killed", self.kill_manager),
+            ("an engine leaves and makes a swarm of its own", self.turn),
+            ("our host joins Docker's swarm", self.we_join),
         )
 
     def end_engines(self) -> None:

@@ -7,9 +7,8 @@ that outlives its agent) happens inside ESP; a second one is not, and shows that
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 from rich.console import Console
 
@@ -17,7 +16,6 @@ from swarm.lab import processes
 from swarm.lab.capture import Capture, Sight
 from swarm.lab.cluster import Lab
 from swarm.lab.demo import PROGRAM, READY_SECONDS, Demo, DemoFailedError
-from swarm.lab.traces import observe
 
 VNI_OPTION: Final = "com.docker.network.driver.overlay.vxlanid_list"
 ROTATIONS: Final = 3
@@ -30,40 +28,18 @@ NO_ESP: Final = (
 )
 
 
-def run_demo(name: str) -> int:
-    """Run the demo in a lab of its own; returns the exit status and leaves nothing behind."""
-    console = Console(highlight=False, soft_wrap=True)
-    before = observe(name)
-    began = time.monotonic()
-    lab = Lab(name)
-    demo = EncryptedDemo(lab, console)
-    try:
-        demo.run()
-    finally:
-        lab.down()
-    left = before.left_behind(observe(name))
-    if left:
-        raise DemoFailedError("the demo left something behind: " + "; ".join(left))
-    console.print(
-        f"[bold green]The main job is done, encrypted[/] in {time.monotonic() - began:.1f} s."
-    )
-    return 0
-
-
 class EncryptedDemo(Demo):
     """The main demo's steps with the first network encrypted, watched on the wire of w1."""
+
+    done: ClassVar[str] = "The main job is done, encrypted"
 
     def __init__(self, lab: Lab, console: Console) -> None:
         super().__init__(lab, console)
         self._secret = self._plain = 0
 
-    def run(self) -> None:
-        """Run every step in order.
-
-        Raises:
-            DemoFailedError: one did not show what it had to.
-        """
-        steps: Sequence[tuple[str, Callable[[], None]]] = (
+    def steps(self) -> Sequence[tuple[str, Callable[[], None]]]:
+        """Return what is run in order, with titles."""
+        return (
             ("three hosts form a cluster", self.form),
             ("an encrypted network and a plain one", self.network),
             ("a container on one host, its client on another, both ways", self.across),
@@ -72,7 +48,6 @@ class EncryptedDemo(Demo):
             ("the agent dies during a transfer", self.watched_restart),
             ("everything at a glance, then nothing", self.survey),
         )
-        self.perform(steps)
 
     def network(self) -> None:
         """Create both networks; the kernel must be able to carry the encrypted one."""
