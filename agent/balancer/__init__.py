@@ -27,7 +27,7 @@ Published ports are the same with ports of the host in the place of virtual addr
 which also steers replies back to the node a client came in at).
 
 Layers: ``table`` (which backends there are), ``ruleset`` and ``published`` (text of rules and elements,
-in routers and on the host), ``planner`` (what to change), all pure; ``steering`` (rules of the ingress
+in routers and on the host), ``planner`` (what to change), ``audit`` (whether the tables still are what we put there), all pure; ``steering`` (rules of the ingress
 router as text, its links by netlink); ``conntrack`` (netlink); ``balancer``, ``mesh``, ``hostports``
 (asyncio).
 

@@ -17,5 +17,9 @@ clock or randomness of their own; :class:`agent.gossip.node.Node` joins them int
         await gossip.leave(timeout=5.0)
         running.cancel()
 
-What the values of the two tables mean is :mod:`agent.gossip.records`. Page: ``docs/gossip.md``.
+What the values of the two tables mean is :mod:`agent.gossip.records`. Layers: ``config``, ``outputs``
+(what the cores ask for), ``changes`` (what readers see), ``timers``, ``refusal`` (what was turned away, and
+why), ``streams`` and ``status``, all pure; ``node`` (both cores as one); ``service`` (sockets and time).
+
+Page: ``docs/gossip.md``.
 """

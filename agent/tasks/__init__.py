@@ -21,6 +21,8 @@ REJECTED, with the reason. A backend is announced to others once its command lis
 Which task a workload belongs to is in the workload's labels, and its id is a function of the task's:
 a restarted agent finds every task where the last one left it.
 
+Layers: ``naming`` and ``process`` (what is asked for; pure), ``listening`` (reads /proc), ``runner``.
+
 More: ``docs/services.md``.
 """
 

@@ -21,6 +21,10 @@ Entry class :class:`Store`. It is the state machine of ``manager.raft``; a manag
     async for commit in store.watch(since=store.index):  # StaleError: read the view, watch again
         for change in commit.changes: ...
 
+Layers, all pure but the last: ``tables``, ``index`` and ``changes``; ``pools``, ``subnets`` and ``claims``
+(who holds which address, VNI and port); ``state`` (all tables) with ``transaction`` and ``watch`` over
+it; ``entry`` and ``loading`` (bytes of the log); ``machine`` (what Raft drives); ``store`` (asyncio).
+
 Writes that arrive while an entry is in flight go out together as the next one. Names, VNIs,
 published ports, subnets and addresses are checked when a transaction is built and again when it is
 applied, on every replica. See ``docs/store.md``.

@@ -14,6 +14,9 @@ and ports, hand it to the node, and say why when something cannot be. Typed, asy
         async for update in cluster.watch():  # over every change of leader, without a gap
             mirror.apply(update)
 
+:mod:`~swarm.scheduler.model` are the objects, :mod:`~swarm.scheduler.wire` their messages;
+:mod:`~swarm.scheduler.constraints` and :mod:`~swarm.scheduler.spread` say where tasks may and should go.
+
 Calls are made again until they are answered; a request id makes that harmless. On a manager's host
 :func:`connect_local` needs no certificate. ``deploy/examples/spread.py`` is a whole scheduler;
 :class:`Keeper` is the one behind ``swarm scheduler run``. See ``docs/scheduler.md``.
