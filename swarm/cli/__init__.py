@@ -7,8 +7,9 @@
 - one module per group: ``cluster`` (init, join, leave, ...), ``lock`` (unlock, update), ``node``, ``network`` (and
   ``prune``), ``container`` (run, exec, ps, ...), ``namespace`` (attach, detach), ``service`` (with ``servicespec``,
   ``serviceview`` and ``mesh``), ``scheduler``, ``clientcert``, ``gossip``, ``lab``, ``daemon``.
-- what they share: ``lookup`` (names to objects), ``several`` (many names, one command), ``parse``, ``ports``,
-  ``tasks``, ``stream`` (a terminal to a container), ``aliases``, ``shell`` and ``complete`` (completion).
+- what they share: ``lookup`` (names to objects), ``several`` (many names, one command), ``listing`` (filters and
+  format of lists), ``parse``, ``ports``, ``tasks``, ``stream`` (a terminal to a container), ``aliases``,
+  ``shell`` and ``complete`` (completion).
 
 Exit status: 0 success, 1 refused or failed, 125 unknown flag or (for ``run`` and ``exec``) the daemon
 failed, 126 and 127 the command cannot be started, otherwise the command's own.

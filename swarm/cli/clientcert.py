@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from swarm.api.overswarm.v1 import scheduler_pb2
-from swarm.cli.output import FORMAT_HELP, print_list, rfc3339, since
+from swarm.cli.listing import Listing, listing
+from swarm.cli.output import rfc3339, since
 from swarm.cli.parse import Duration
 from swarm.cli.several import for_each
 from swarm.client import Client, connect
@@ -67,10 +68,9 @@ def create(host: str | None, name: str, out: Path | None, expiry: int) -> None:
 
 
 @client_cert.command("ls")
-@click.option("--format", "form", default="table", help=FORMAT_HELP)
-@click.option("-q", "--quiet", is_flag=True, help="Only print names.")
+@listing(quiet="Only print names.")
 @click.pass_obj
-def ls(host: str | None, form: str, quiet: bool) -> None:
+def ls(host: str | None, asked: Listing) -> None:
     """List the certificates that were not revoked."""
     with connect(host) as client:
         answer = client.clients.ListClientCertificates(
@@ -85,7 +85,7 @@ def ls(host: str | None, form: str, quiet: bool) -> None:
         }
         for each in sorted(answer.clients, key=lambda each: each.name)
     ]
-    print_list(rows, _COLUMNS, form=form, quiet="Name" if quiet else "")
+    asked.show(rows, _COLUMNS, key="Name")
 
 
 @client_cert.command()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from swarm.api.overswarm.v1 import local_pb2
-from swarm.cli.output import FORMAT_HELP, print_list, rfc3339, since
-from swarm.cli.parse import filters, pairs, published, shown
+from swarm.cli.listing import Listing, listing
+from swarm.cli.output import rfc3339, since
+from swarm.cli.parse import pairs, published, shown
 from swarm.cli.several import for_each
 from swarm.cli.stream import converse, window
 from swarm.client import Client, CommandNotStartedError, connect
@@ -181,40 +183,22 @@ def execute(
 @click.option(
     "-a", "--all", "everything", is_flag=True, help="Also show containers that have ended."
 )
-@click.option(
-    "-f",
-    "--filter",
-    "wanted",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="id, name, network, status or label.",
-)
-@click.option("--format", "form", default="table", help=FORMAT_HELP)
-@click.option("--no-trunc", is_flag=True, help="Print whole ids and commands.")
-@click.option("-q", "--quiet", is_flag=True, help="Only print ids.")
+@listing("id", "name", "network", "status", "label", whole="Print whole ids and commands.")
 @click.pass_obj
-def ps(
-    host: str | None,
-    everything: bool,
-    wanted: tuple[str, ...],
-    form: str,
-    no_trunc: bool,
-    quiet: bool,
-) -> None:
+def ps(host: str | None, everything: bool, asked: Listing) -> None:
     """List the containers of this host."""
-    chosen = filters(wanted, known={"id", "name", "network", "status", "label"})
     with connect(host) as client:
-        request = local_pb2.ListContainersRequest(all=everything or "status" in chosen)
+        request = local_pb2.ListContainersRequest(all=everything or "status" in asked.chosen)
         found = client.local.ListContainers(request, timeout=_CALL_SECONDS).containers
-    rows = [_row(each, no_trunc=no_trunc) for each in found if _matches(each, chosen)]
-    print_list(rows, _COLUMNS, form=form, quiet="ID" if quiet else "")
+    rows = [_row(each, no_trunc=asked.whole) for each in found if _matches(each, asked.chosen)]
+    asked.show(rows, _COLUMNS)
 
 
 def _state(container: local_pb2.Container) -> str:
     return local_pb2.ContainerState.Name(container.state).removeprefix("CONTAINER_STATE_").lower()
 
 
-def _matches(container: local_pb2.Container, chosen: dict[str, list[str]]) -> bool:
+def _matches(container: local_pb2.Container, chosen: Mapping[str, list[str]]) -> bool:
     networks = {endpoint.network_name for endpoint in container.endpoints}
     networks |= {endpoint.network_id for endpoint in container.endpoints}
     labels = {f"{key}={value}" for key, value in container.labels.items()} | set(container.labels)

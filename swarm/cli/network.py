@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -13,9 +13,10 @@ from swarm.api.docker.swarmkit import control_pb2, objects_pb2, specs_pb2, types
 from swarm.api.overswarm.v1 import local_pb2
 from swarm.cli.aliases import Aliased
 from swarm.cli.complete import completer
+from swarm.cli.listing import Listing, listing
 from swarm.cli.lookup import pick
-from swarm.cli.output import FORMAT_HELP, natural, print_list, print_objects, rfc3339
-from swarm.cli.parse import filters, label_match, pairs
+from swarm.cli.output import FORMAT_HELP, natural, print_objects, rfc3339
+from swarm.cli.parse import label_match, pairs
 from swarm.cli.several import for_each
 from swarm.client import Client, connect
 from swarm.errors import NotFoundError, PreconditionError
@@ -188,27 +189,16 @@ def _parse(kind: Any, text: str, hint: str) -> Any:
 
 
 @network.command("ls")
-@click.option(
-    "-f",
-    "--filter",
-    "wanted",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="dangling, driver, id, label, name, scope or type.",
-)
-@click.option("--format", "form", default="table", help=FORMAT_HELP)
-@click.option("--no-trunc", is_flag=True, help="Print whole ids.")
-@click.option("-q", "--quiet", is_flag=True, help="Only print ids.")
+@listing("dangling", "driver", "id", "label", "name", "scope", "type", whole="Print whole ids.")
 @click.pass_obj
-def ls(host: str | None, wanted: tuple[str, ...], form: str, no_trunc: bool, quiet: bool) -> None:
+def ls(host: str | None, asked: Listing) -> None:
     """List networks; on a worker, those in use on this host."""
-    chosen = filters(wanted, known={"dangling", "driver", "id", "label", "name", "scope", "type"})
     with connect(host) as client:
         networks = visible_networks(client)
-        used = _used(client) if "dangling" in chosen else frozenset()
+        used = _used(client) if "dangling" in asked.chosen else frozenset()
     rows = [
         {
-            "ID": each.id if no_trunc else each.id[:_ID_CHARS],
+            "ID": each.id if asked.whole else each.id[:_ID_CHARS],
             "Name": each.spec.annotations.name,
             "Driver": driver_of(each),
             "Scope": "swarm",
@@ -219,9 +209,9 @@ def ls(host: str | None, wanted: tuple[str, ...], form: str, no_trunc: bool, qui
             "CreatedAt": rfc3339(each.meta.created_at),
         }
         for each in networks
-        if _matches(each, chosen, used)
+        if _matches(each, asked.chosen, used)
     ]
-    print_list(rows, _COLUMNS, form=form, quiet="ID" if quiet else "")
+    asked.show(rows, _COLUMNS)
 
 
 def _used(client: Client) -> frozenset[str]:
@@ -254,7 +244,7 @@ def _truth(text: str) -> bool:
     return text.lower() in {"1", "true"}
 
 
-def _matches(network: Network, chosen: dict[str, list[str]], used: frozenset[str]) -> bool:
+def _matches(network: Network, chosen: Mapping[str, list[str]], used: frozenset[str]) -> bool:
     dangling = network.id not in used and not network.spec.ingress
     return (
         ("dangling" not in chosen or dangling in map(_truth, chosen["dangling"]))
@@ -435,13 +425,12 @@ _ENDPOINT_COLUMNS = {
 
 @click.command()
 @click.argument("name", metavar="[NETWORK]", required=False, default="")
-@click.option("--format", "form", default="table", help=FORMAT_HELP)
+@listing(whole="Print whole ids.", quiet="")
 @click.option(
     "-a", "--all", "everything", is_flag=True, help="Also the nodes' own, which have no name."
 )
-@click.option("--no-trunc", is_flag=True, help="Print whole ids.")
 @click.pass_obj
-def endpoints(host: str | None, name: str, form: str, everything: bool, no_trunc: bool) -> None:
+def endpoints(host: str | None, name: str, asked: Listing, everything: bool) -> None:
     """List the endpoints this node knows, on this host and on others: address, MAC, host."""
     with connect(host) as client:
         answer = client.local.ListEndpoints(local_pb2.ListEndpointsRequest(), timeout=_CALL_SECONDS)
@@ -457,7 +446,7 @@ def endpoints(host: str | None, name: str, form: str, everything: bool, no_trunc
             "Mac": each.mac,
             "Host": here,
             "Local": True,
-            "ID": each.endpoint_id if no_trunc else each.endpoint_id[:_ID_CHARS],
+            "ID": each.endpoint_id if asked.whole else each.endpoint_id[:_ID_CHARS],
         }
         for each in answer.local
     ] + [
@@ -468,10 +457,10 @@ def endpoints(host: str | None, name: str, form: str, everything: bool, no_trunc
             "Mac": each.mac,
             "Host": each.vtep,
             "Local": False,
-            "ID": each.endpoint_id if no_trunc else each.endpoint_id[:_ID_CHARS],
+            "ID": each.endpoint_id if asked.whole else each.endpoint_id[:_ID_CHARS],
         }
         for each in answer.remote
     ]
     rows = [row for row in rows if row["Name"] or everything]
     rows.sort(key=lambda row: (natural(str(row["Network"])), natural(str(row["Address"]))))
-    print_list(rows, _ENDPOINT_COLUMNS, form=form)
+    asked.show(rows, _ENDPOINT_COLUMNS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -14,9 +15,10 @@ from swarm.api.overswarm.v1 import local_pb2
 from swarm.cli import tasks
 from swarm.cli.aliases import Aliased
 from swarm.cli.complete import completer
+from swarm.cli.listing import Listing, listing
 from swarm.cli.lookup import pick, the_cluster
-from swarm.cli.output import FORMAT_HELP, natural, print_list, print_objects, rfc3339
-from swarm.cli.parse import filters, label_match, pairs
+from swarm.cli.output import FORMAT_HELP, natural, print_objects, rfc3339
+from swarm.cli.parse import label_match, pairs
 from swarm.cli.several import for_each
 from swarm.client import Client, connect
 from swarm.errors import NotFoundError
@@ -86,32 +88,22 @@ def node() -> None:
 
 
 @node.command("ls")
-@click.option(
-    "-f",
-    "--filter",
-    "wanted",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="id, label, node.label, membership, name or role.",
-)
-@click.option("--format", "form", default="table", help=FORMAT_HELP)
-@click.option("-q", "--quiet", is_flag=True, help="Only print ids.")
+@listing("id", "label", "node.label", "membership", "name", "role")
 @click.pass_obj
-def ls(host: str | None, wanted: tuple[str, ...], form: str, quiet: bool) -> None:
+def ls(host: str | None, asked: Listing) -> None:
     """List nodes."""
-    chosen = filters(wanted, known={"id", "label", "node.label", "membership", "name", "role"})
     with connect(host) as client:
         nodes = all_nodes(client)
         own = client.local.Info(local_pb2.InfoRequest(), timeout=_CALL_SECONDS).node_id
         root = the_cluster(client).root_ca.ca_cert
     rows = []
     for each in nodes:
-        if not _matches(each, chosen):
+        if not _matches(each, asked.chosen):
             continue
         is_self = each.id == own
         rows.append(
             {
-                "ID": f"{each.id} *" if is_self and form == "table" and not quiet else each.id,
+                "ID": f"{each.id} *" if is_self and asked.table else each.id,
                 "Self": is_self,
                 "Hostname": hostname(each),
                 "Status": each.status.state.name.capitalize(),
@@ -121,10 +113,10 @@ def ls(host: str | None, wanted: tuple[str, ...], form: str, quiet: bool) -> Non
                 "EngineVersion": _engine(each),
             }
         )
-    print_list(rows, _COLUMNS, form=form, quiet="ID" if quiet else "")
+    asked.show(rows, _COLUMNS)
 
 
-def _matches(node: Node, chosen: dict[str, list[str]]) -> bool:
+def _matches(node: Node, chosen: Mapping[str, list[str]]) -> bool:
     engine = node.description.engine if node.description is not None else None
     engine_labels = dict(engine.labels) if engine is not None else {}
     return (
@@ -150,30 +142,11 @@ def _tls_status(node: Node, root: bytes) -> str:
 
 @node.command()
 @click.argument("names", metavar="[NODE...]", nargs=-1, shell_complete=complete_nodes)
-@click.option(
-    "-f",
-    "--filter",
-    "wanted",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="id, label, name or desired-state.",
-)
-@click.option("--format", "form", default="table", help=FORMAT_HELP)
+@listing("id", "label", "name", "desired-state", whole="Print whole ids and errors.")
 @click.option("--no-resolve", is_flag=True, help="Print ids of nodes, not their names.")
-@click.option("--no-trunc", is_flag=True, help="Print whole ids and errors.")
-@click.option("-q", "--quiet", is_flag=True, help="Only print ids.")
 @click.pass_obj
-def ps(
-    host: str | None,
-    names: tuple[str, ...],
-    wanted: tuple[str, ...],
-    form: str,
-    no_resolve: bool,
-    no_trunc: bool,
-    quiet: bool,
-) -> None:
+def ps(host: str | None, names: tuple[str, ...], asked: Listing, no_resolve: bool) -> None:
     """List the tasks of services on nodes (on this one, when none is named)."""
-    chosen = filters(wanted, known={"id", "label", "name", "desired-state"})
     with connect(host) as client:
         nodes = {each.id: hostname(each) for each in all_nodes(client)}
         request = control_pb2.ListTasksRequest()
@@ -182,10 +155,7 @@ def ps(
         )
         answer = client.control.ListTasks(request, timeout=_CALL_SECONDS)
     found = [codec.decode(Task, each) for each in answer.tasks if each.service_id]
-    rows = tasks.rows(
-        found, {} if no_resolve else nodes, chosen, whole=no_trunc, tree=form == "table"
-    )
-    print_list(rows, tasks.COLUMNS, form=form, quiet="ID" if quiet else "")
+    tasks.show(found, {} if no_resolve else nodes, asked)
 
 
 @node.command()

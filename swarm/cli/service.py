@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,11 @@ import click
 from swarm.api import codec
 from swarm.api.docker.swarmkit import control_pb2
 from swarm.cli import mesh, ports, tasks
+from swarm.cli.listing import Listing, listing
 from swarm.cli.lookup import pick
 from swarm.cli.node import all_nodes, hostname
-from swarm.cli.output import FORMAT_HELP, natural, print_list, print_objects
-from swarm.cli.parse import Duration, filters, label_match
+from swarm.cli.output import FORMAT_HELP, natural, print_objects
+from swarm.cli.parse import Duration, label_match
 from swarm.cli.servicespec import changed, scaled, spec_of
 from swarm.cli.serviceview import as_docker, mode, print_pretty
 from swarm.cli.several import for_each
@@ -133,17 +134,12 @@ def create(host: str | None, /, command: tuple[str, ...], **flags: Any) -> None:
 
 
 @service.command("ls")
-@click.option(
-    "-f", "--filter", "wanted", multiple=True, metavar="NAME=VALUE", help="id, label, mode or name."
-)
-@click.option("--format", "form", default="table", help=FORMAT_HELP)
-@click.option("-q", "--quiet", is_flag=True, help="Only print ids.")
+@listing("id", "label", "mode", "name")
 @click.pass_obj
-def ls(host: str | None, wanted: tuple[str, ...], form: str, quiet: bool) -> None:
+def ls(host: str | None, asked: Listing) -> None:
     """List services."""
-    chosen = filters(wanted, known={"id", "label", "mode", "name"})
     with connect(host) as client:
-        services = [each for each in all_services(client) if _matches(each, chosen)]
+        services = [each for each in all_services(client) if _matches(each, asked.chosen)]
         status = _statuses(client, [each.id for each in services])
     rows = [
         {
@@ -156,7 +152,7 @@ def ls(host: str | None, wanted: tuple[str, ...], form: str, quiet: bool) -> Non
         }
         for each in services
     ]
-    print_list(rows, _COLUMNS, form=form, quiet="ID" if quiet else "")
+    asked.show(rows, _COLUMNS)
 
 
 def _statuses(client: Client, ids: Sequence[str]) -> dict[str, Any]:
@@ -170,7 +166,7 @@ def _statuses(client: Client, ids: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _matches(item: Service, chosen: dict[str, list[str]]) -> bool:
+def _matches(item: Service, chosen: Mapping[str, list[str]]) -> bool:
     annotations = item.spec.annotations
     return (
         ("id" not in chosen or any(item.id.startswith(text) for text in chosen["id"]))
@@ -217,28 +213,10 @@ def _source_addresses(client: Client, services: Sequence[Service]) -> dict[str, 
 
 @service.command("ps")
 @click.argument("names", metavar="SERVICE...", nargs=-1, required=True)
-@click.option(
-    "-f",
-    "--filter",
-    "wanted",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="id, name, node or desired-state.",
-)
-@click.option("--format", "form", default="table", help=FORMAT_HELP)
-@click.option("--no-trunc", is_flag=True, help="Print whole ids and errors.")
-@click.option("-q", "--quiet", is_flag=True, help="Only print ids.")
+@listing("id", "name", "node", "desired-state", whole="Print whole ids and errors.")
 @click.pass_obj
-def ps(
-    host: str | None,
-    names: tuple[str, ...],
-    wanted: tuple[str, ...],
-    form: str,
-    no_trunc: bool,
-    quiet: bool,
-) -> None:
+def ps(host: str | None, names: tuple[str, ...], asked: Listing) -> None:
     """List the tasks of services, past ones below those that follow them."""
-    chosen = filters(wanted, known={"id", "name", "node", "desired-state"})
     with connect(host) as client:
         services = [resolve_service(client, name) for name in names]
         request = control_pb2.ListTasksRequest()
@@ -246,8 +224,7 @@ def ps(
         answer = client.control.ListTasks(request, timeout=_CALL_SECONDS)
         nodes = {each.id: hostname(each) for each in all_nodes(client)}
     found = [codec.decode(Task, each) for each in answer.tasks]
-    rows = tasks.rows(found, nodes, chosen, whole=no_trunc, tree=form == "table")
-    print_list(rows, tasks.COLUMNS, form=form, quiet="ID" if quiet else "")
+    tasks.show(found, nodes, asked)
 
 
 @service.command()

@@ -10,12 +10,13 @@ from google.protobuf import any_pb2
 from swarm.api.docker.swarmkit import specs_pb2
 from swarm.api.overswarm.v1 import scheduler_pb2
 from swarm.cli import ports
+from swarm.cli.listing import Listing
 from swarm.cli.output import natural, since
 from swarm.cli.parse import label_match
 from swarm.model import PublishMode, Task, TaskSpec, TaskState
 
 PROCESS: Final = "process"
-COLUMNS: Final = {
+_COLUMNS: Final = {
     "ID": "ID",
     "Name": "NAME",
     "Image": "IMAGE",
@@ -45,6 +46,12 @@ def process_of(spec: TaskSpec) -> scheduler_pb2.Process | None:
         return None
     payload, process = any_pb2.Any.FromString(spec.generic.payload), scheduler_pb2.Process()
     return process if payload.Unpack(process) else None
+
+
+def show(found: Iterable[Task], nodes: Mapping[str, str], asked: Listing) -> None:
+    """Print the tasks of services as a list; ``nodes`` is what to call nodes, by id."""
+    tree = asked.form == "table"
+    asked.show(rows(found, nodes, asked.chosen, whole=asked.whole, tree=tree), _COLUMNS)
 
 
 def rows(
