@@ -361,7 +361,7 @@ def test_a_port_bound_to_loopback_answers_the_host_alone(cluster: Cluster) -> No
 
 
 def test_the_ingress_network_is_made_anew_and_publishes_ipv6_too(cluster: Cluster) -> None:
-    """Removed and made again with IPv6: a foreign client reaches every node by it, and is seen as itself."""
+    """A foreign client reaches every node by it and is seen as itself; so it does while an agent dies and returns."""
     hosts = cluster.lab.state.hosts
     cluster.remove_network("ingress")
     for host in ("m1", "w1", "w2"):
@@ -395,6 +395,11 @@ def test_the_ingress_network_is_made_anew_and_publishes_ipv6_too(cluster: Cluste
 
             wait_until(both, seconds=40, what=lambda node=node, seen=seen: f"{node}: {seen[0]}")
             assert {line.split()[-1].removeprefix("::ffff:") for line in seen[0]} == {own}
+    for act in (cluster.lab.kill, cluster.lab.start):
+        act("w1")
+        for target in (f"[{hosts['w1'].address6}]", hosts["w1"].address):
+            answers = fetch(target)
+            assert all("hello" in line for line in answers), (act, answers)
     service.remove()
     cluster.remove_network("svc-j", "ingress")
     cluster.swarm("m1", "network", "create", "--ingress", "ingress")
