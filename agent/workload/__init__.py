@@ -12,7 +12,9 @@ finds everything again there after a restart.
 Imported by the shim, and therefore light: :mod:`~agent.workload.frames`, :mod:`~agent.workload.loop`,
 :mod:`~agent.workload.process`, :mod:`~agent.workload.sandbox`, :mod:`~agent.workload.logfile`.
 Imported by the agent: :mod:`~agent.workload.spec`, :mod:`~agent.workload.session`,
-:mod:`~agent.workload.naming`, and the entry class :class:`agent.workload.runtime.Runtime`::
+:mod:`~agent.workload.naming`, :mod:`~agent.workload.folder` (its directory, with
+:mod:`~agent.workload.files`), :mod:`~agent.workload.shims`, and the entry class
+:class:`agent.workload.runtime.Runtime`::
 
     runtime = Runtime(Path("/run/swarm"), on_exit=detach_networks)
     await runtime.recover()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
 import signal as signals
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +14,8 @@ from typing import Any, Final
 
 import structlog
 
-from agent.workload import files, frames
+from agent.workload import frames, shims
+from agent.workload.folder import Folder
 from agent.workload.logfile import LogReader
 from agent.workload.session import AttachSession, Link, ShimGoneError, connect
 from agent.workload.spec import (
@@ -25,14 +23,11 @@ from agent.workload.spec import (
     State,
     Workload,
     WorkloadSpec,
-    decode_spec,
-    encode_spec,
     validate,
 )
 from swarm.errors import (
     ConflictError,
     DeadlineError,
-    HostError,
     InvalidArgumentError,
     NotFoundError,
     PreconditionError,
@@ -40,10 +35,6 @@ from swarm.errors import (
     UnavailableError,
 )
 
-SETUP: Final = 40.0
-"""Seconds a shim may take to make a workload's namespaces (it takes about 0.1)."""
-ANSWER: Final = 10.0
-"""Seconds a shim may take to answer."""
 RETRY: Final = 0.2
 """Seconds between attempts to reach a shim that is there but has no room for another caller."""
 KILL: Final = 30.0
@@ -51,9 +42,6 @@ KILL: Final = 30.0
 KILLED: Final = 128 + signals.SIGKILL
 DAEMON_ERROR: Final = 125
 
-_ROOT: Final = Path(__file__).resolve().parent.parent.parent  # where the agent package is
-_SETTLED: Final = "settled"  # exists once on_exit has returned
-_DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _STREAMS: Final = {frames.STDOUT: "stdout", frames.STDERR: "stderr"}
 
 OnExit = Callable[[Workload], Awaitable[None]]
@@ -74,7 +62,7 @@ class LogEntry:
 
 @dataclass(slots=True)
 class _Entry:
-    directory: Path
+    folder: Folder
     workload: Workload
     watcher: asyncio.Task[None] | None = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -133,7 +121,7 @@ class Runtime:
                 log.warning("workload.unreadable", directory=str(directory), error=str(error))
                 continue
             if entry is None:
-                shutil.rmtree(directory, ignore_errors=True)
+                Folder(directory).remove()
                 continue
             self._entries[entry.workload.spec.id] = entry
             self._start_watching(entry)
@@ -171,14 +159,14 @@ class Runtime:
             raise ConflictError(f'the name "{spec.name}" is in use by workload {owner[:12]}')
         self._reserved |= {spec.id, spec.name}
         try:
-            directory = self._home / spec.id
-            self._write_files(directory, spec)
+            folder = Folder(self._home / spec.id)
+            folder.lay(spec)
             try:
-                status = await _spawn_shim(directory)
+                status = await shims.spawn(folder.path)
             except BaseException:
-                shutil.rmtree(directory, ignore_errors=True)
+                folder.remove()
                 raise
-            entry = _Entry(directory, _merge(Workload(spec=spec, state=State.CREATED), status))
+            entry = _Entry(folder, _merge(Workload(spec=spec, state=State.CREATED), status))
             self._entries[spec.id] = entry
         finally:
             self._reserved -= {spec.id, spec.name}
@@ -193,10 +181,7 @@ class Runtime:
             NotFoundError: there is no such workload.
         """
         entry = self._entry(reference)
-        spec = entry.workload.spec
-        text = files.hosts(spec.effective_hostname, addresses, spec.extra_hosts)
-        # In place: what the workload sees is this very file, bound over /etc/hosts.
-        (entry.directory / "hosts").write_text(text, encoding="utf-8")
+        entry.folder.set_addresses(entry.workload.spec, addresses)
 
     async def start(self, reference: str) -> Workload:
         """Run the command.
@@ -208,7 +193,7 @@ class Runtime:
             UnavailableError: the shim was killed.
         """
         entry = self._entry(reference)
-        reply = await _ask(entry, "start")
+        reply = await shims.ask(entry.folder.path, "start")
         if reply["ok"]:
             entry.workload = _merge(entry.workload, reply["status"])
             log.info("workload.started", workload=entry.workload.spec.id, pid=entry.workload.pid)
@@ -271,7 +256,7 @@ class Runtime:
             raise InvalidArgumentError(f"there is no signal {signal}")
         entry = self._entry(reference)
         try:
-            reply = await _ask(entry, "signal", signal=int(signal))
+            reply = await shims.ask(entry.folder.path, "signal", signal=int(signal))
         except ShimGoneError as error:
             raise PreconditionError("the command is not running") from error
         if not reply["ok"]:
@@ -316,7 +301,7 @@ class Runtime:
             PreconditionError: its command has ended.
         """
         entry = self._entry(reference)
-        link, _ = await _open(entry, "attach")
+        link, _ = await _begin(entry, "attach")
         return AttachSession(link)
 
     async def exec(
@@ -349,7 +334,7 @@ class Runtime:
         if not argv or not argv[0]:
             raise InvalidArgumentError("no command given")
         entry = self._entry(reference)
-        link, reply = await _open(
+        link, reply = await _begin(
             entry,
             "exec",
             argv=list(argv),
@@ -378,12 +363,12 @@ class Runtime:
             NotFoundError: there is no such workload.
         """
         entry = self._entry(reference)
-        reader = LogReader(entry.directory)
+        reader = LogReader(entry.folder.path)
         link: Link | None = None
         try:
             if follow:
                 with suppress(UnavailableError):
-                    link = await connect(entry.directory)
+                    link = await connect(entry.folder.path)
                     await link.request("follow")
             ended = link is None
             while True:
@@ -412,21 +397,6 @@ class Runtime:
             raise NotFoundError(f"no such workload: {reference}")
         return self._entries[matching[0]]
 
-    def _write_files(self, directory: Path, spec: WorkloadSpec) -> None:
-        try:
-            directory.mkdir(mode=0o700, parents=True)
-        except FileExistsError as error:
-            raise ConflictError(f"{directory} exists already") from error
-        stored = replace(spec, env=_environment(spec))
-        for name, text in (
-            ("resolv.conf", files.resolv_conf(spec.dns_search, spec.dns_options)),
-            ("hosts", files.hosts(spec.effective_hostname, (), spec.extra_hosts)),
-            ("hostname", f"{spec.effective_hostname}\n"),
-        ):
-            (directory / name).write_text(text, encoding="utf-8")
-            (directory / name).chmod(0o644)
-        _write(directory / "spec.json", encode_spec(stored))
-
     def _start_watching(self, entry: _Entry) -> None:
         if self._group is not None and not entry.settled.is_set():
             entry.watcher = self._group.create_task(self._watch(entry))
@@ -451,7 +421,7 @@ class Runtime:
         if spec.id not in self._entries:
             return  # the callback has removed it
         with suppress(OSError):  # without the mark, on_exit is called again after a restart
-            _write(entry.directory / _SETTLED, "")
+            entry.folder.settle()
         await self._release(entry)
         entry.settled.set()
         if spec.auto_remove:
@@ -461,7 +431,7 @@ class Runtime:
         """Wait until the workload is over, or its shim is gone: then find out how it ended."""
         while not entry.workload.state.over:
             try:
-                async with await connect(entry.directory) as link:
+                async with await connect(entry.folder.path) as link:
                     reply = await link.request("watch")
                     entry.workload = _merge(entry.workload, reply["status"])
                     while not entry.workload.state.over and (frame := await link.receive()):
@@ -474,7 +444,7 @@ class Runtime:
 
     def _bury(self, entry: _Entry) -> None:
         """Settle the state of a workload whose shim is gone."""
-        status = _read_status(entry.directory)
+        status = entry.folder.status()
         if status is None or not State(status["state"]).over:
             status = (status or {}) | {
                 "state": State.DEAD.value,
@@ -484,7 +454,7 @@ class Runtime:
                 "message": "the workload's shim was killed",
             }
             with suppress(OSError):  # removed meanwhile
-                _write(entry.directory / "status.json", json.dumps(status))
+                entry.folder.set_status(status)
         entry.workload = replace(_merge(entry.workload, status), netns_path="")
 
     async def _refresh(self, entry: _Entry) -> None:
@@ -492,50 +462,32 @@ class Runtime:
         if entry.workload.state.over:
             return
         try:
-            reply = await _ask(entry, "status")
+            reply = await shims.ask(entry.folder.path, "status")
             entry.workload = _merge(entry.workload, reply["status"])
         except ShimGoneError:
             self._bury(entry)
 
     async def _release(self, entry: _Entry) -> None:
         """Have the shim end, and with it the namespaces."""
-        with suppress(UnavailableError, DeadlineError):
-            status = (await _ask(entry, "status"))["status"]
-            # It answers, so its process id is still its own.
-            with suppress(ProcessLookupError):
-                descriptor = os.pidfd_open(status["shim_pid"])
-                try:
-                    await self._release_and_wait(entry, descriptor)
-                finally:
-                    os.close(descriptor)
+        await shims.release(entry.folder.path)
         entry.workload = replace(entry.workload, netns_path="")
-
-    async def _release_and_wait(self, entry: _Entry, descriptor: int) -> None:
-        reply = await _ask(entry, "release")
-        if not reply["ok"]:
-            return
-        try:
-            async with asyncio.timeout(ANSWER):
-                await _readable(descriptor)
-        except TimeoutError as error:
-            raise DeadlineError("the workload's shim does not end") from error
 
     async def _forget(self, entry: _Entry) -> None:
         spec = entry.workload.spec
         entry.removing = True
         await self._release(entry)
-        shutil.rmtree(entry.directory, ignore_errors=True)
+        entry.folder.remove()
         if self._entries.pop(spec.id, None) is not None:
             log.info("workload.removed", workload=spec.id, name=spec.name)
 
     async def _recover_one(self, directory: Path) -> _Entry | None:
-        spec = decode_spec((directory / "spec.json").read_text(encoding="utf-8"))
-        entry = _Entry(directory, Workload(spec=spec, state=State.CREATED))
-        status = _read_status(directory)
+        folder = Folder(directory)
+        entry = _Entry(folder, Workload(spec=folder.spec(), state=State.CREATED))
+        status = folder.status()
         if status is None:
             return None  # the agent died while creating it; nobody has been told of it
         entry.workload = _merge(entry.workload, status)
-        if (directory / _SETTLED).exists():
+        if folder.settled:
             entry.settled.set()
             entry.workload = replace(entry.workload, netns_path="")
         else:
@@ -545,99 +497,13 @@ class Runtime:
         return entry
 
 
-async def _open(entry: _Entry, operation: str, **arguments: object) -> tuple[Link, dict[str, Any]]:
-    """Connect to a running shim for a session and return the link with the reply.
-
-    Raises:
-        PreconditionError: the shim is gone, so the workload cannot be running.
-        UnavailableError: it cannot be reached now.
-        DeadlineError: it does not answer.
-    """
+async def _begin(entry: _Entry, operation: str, **arguments: object) -> tuple[Link, dict[str, Any]]:
+    """Begin a session with the shim of a workload that has to be running."""
     try:
-        async with asyncio.timeout(ANSWER):
-            link = await connect(entry.directory)
-            try:
-                return link, await link.request(operation, **arguments)
-            except BaseException:
-                link.close()
-                raise
+        return await shims.begin(entry.folder.path, operation, **arguments)
     except ShimGoneError as error:
         name = entry.workload.spec.name
         raise PreconditionError(f"workload {name} is not running") from error
-    except TimeoutError as error:
-        raise DeadlineError("the workload's shim does not answer in time") from error
-
-
-async def _ask(entry: _Entry, operation: str, **arguments: object) -> dict[str, Any]:
-    """Ask a shim one thing.
-
-    Raises:
-        ShimGoneError: there is no shim any more.
-        UnavailableError: it cannot be reached now.
-        DeadlineError: it does not answer.
-    """
-    try:
-        async with asyncio.timeout(ANSWER), await connect(entry.directory) as link:
-            return await link.request(operation, **arguments)
-    except TimeoutError as error:
-        raise DeadlineError("the workload's shim does not answer in time") from error
-
-
-async def _readable(descriptor: int) -> None:
-    """Wait until a descriptor is readable; a pidfd is once its process has ended."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(descriptor, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(descriptor)
-
-
-async def _spawn_shim(directory: Path) -> dict[str, Any]:
-    """Start a shim and return its first status, once the namespaces exist."""
-    with (directory / "shim.log").open("wb") as errors:
-        # Without site: the shim needs the standard library only, and starts in half the time.
-        starter = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-S",
-            "-P",
-            "-m",
-            "agent.workload.shim",
-            str(directory),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=errors,
-            env={"PYTHONPATH": str(_ROOT)},
-            cwd="/",
-        )
-    reporting = asyncio.ensure_future(starter.communicate())
-    try:
-        async with asyncio.timeout(SETUP):
-            output, _ = await asyncio.shield(reporting)
-    except asyncio.CancelledError:
-        # It will come up all the same, and nobody else knows of it.
-        await reporting
-        with suppress(UnavailableError):
-            async with await connect(directory) as link:
-                await link.request("release")
-        raise
-    except TimeoutError as error:
-        reporting.cancel()
-        raise HostError("the workload's namespaces could not be made in time") from error
-    report: dict[str, Any] = json.loads(output) if output else {}
-    if "status" in report:
-        status: dict[str, Any] = report["status"]
-        return status
-    reason = report.get("error") or (directory / "shim.log").read_text(errors="replace").strip()
-    raise HostError(f"cannot create the workload: {reason or 'the shim was killed'}")
-
-
-def _environment(spec: WorkloadSpec) -> dict[str, str]:
-    defaults = {"PATH": _DEFAULT_PATH, "HOME": "/root", "HOSTNAME": spec.effective_hostname}
-    if spec.tty:
-        defaults["TERM"] = "xterm"
-    return defaults | dict(spec.env)
 
 
 def _merge(workload: Workload, status: Mapping[str, Any]) -> Workload:
@@ -656,23 +522,3 @@ def _merge(workload: Workload, status: Mapping[str, Any]) -> Workload:
 
 def _exit_code(workload: Workload) -> int:
     return DAEMON_ERROR if workload.exit_code is None else workload.exit_code
-
-
-def _read_status(directory: Path) -> dict[str, Any] | None:
-    """Return what the shim wrote last; None if nothing can be made of it."""
-    try:
-        status = json.loads((directory / "status.json").read_text(encoding="utf-8"))
-        State(status["state"])
-        if {"pid", "exit_code"} <= status.keys():
-            return dict(status)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    return None
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file's content at once, so that a reader sees the old or the new one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.chmod(0o600)
-    temporary.replace(path)

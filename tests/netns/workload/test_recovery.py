@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from agent.workload.folder import Folder
 from agent.workload.runtime import Runtime
 from agent.workload.spec import State, WorkloadSpec
 from swarm.errors import NotFoundError, UnavailableError
@@ -178,7 +179,7 @@ async def test_half_created_workload_is_cleaned_up(
 ) -> None:
     spec = make_spec("true")
     directory = tmp_path / "workloads" / spec.id
-    node.runtime._write_files(directory, spec)
+    Folder(directory).lay(spec)
     again = Runtime(tmp_path)
     assert await again.recover() == ()
     assert not directory.exists()

@@ -18,6 +18,8 @@ import pytest
 import uvloop
 
 from agent.workload import runtime as runtime_module
+from agent.workload import shims
+from agent.workload.folder import Folder
 from agent.workload.runtime import Runtime
 from agent.workload.session import AttachSession, connect
 from agent.workload.spec import CommandError, State, Workload, WorkloadSpec
@@ -616,13 +618,13 @@ async def test_garbage_on_the_socket_does_not_harm_the_workload(
 async def test_failed_creation_says_why_and_leaves_nothing(
     runtime: Runtime, make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Runtime._write_files
+    lay = Folder.lay
 
-    def without_hosts(self: Runtime, directory: Path, spec: WorkloadSpec) -> None:
-        write(self, directory, spec)
-        (directory / "hosts").unlink()
+    def without_hosts(self: Folder, spec: WorkloadSpec) -> None:
+        lay(self, spec)
+        (self.path / "hosts").unlink()
 
-    monkeypatch.setattr(Runtime, "_write_files", without_hosts)
+    monkeypatch.setattr(Folder, "lay", without_hosts)
     with pytest.raises(HostError, match="/etc/hosts: No such file"):
         await runtime.create(make_spec("true", name="again"))
     assert not list((tmp_path / "workloads").iterdir())
@@ -689,7 +691,7 @@ async def test_hung_shim_is_reported_in_time(
     spec = make_spec("true")
     workload = await runtime.create(spec)
     shim = int(workload.netns_path.split("/")[2])
-    monkeypatch.setattr(runtime_module, "ANSWER", 0.1)
+    monkeypatch.setattr(shims, "ANSWER", 0.1)
     os.kill(shim, signal.SIGSTOP)
     try:
         with pytest.raises(DeadlineError):
