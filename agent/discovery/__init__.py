@@ -5,6 +5,7 @@
 - :mod:`agent.discovery.answers`: what a query is answered with, or that it is to be forwarded; pure.
 - :mod:`agent.discovery.forward`: the upstream servers, hedged, with a memory of who failed.
 - :mod:`agent.discovery.redirect`: the nftables table ``overswarm_dns`` of a container's namespace.
+- :mod:`agent.discovery.tables`: nftables in a container's namespace, without waiting for its end.
 - :mod:`agent.discovery.server`: the UDP and TCP sides of one container's server.
 - :mod:`agent.discovery.service`: :class:`~agent.discovery.service.Discovery`, which ties them together.
 

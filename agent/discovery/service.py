@@ -16,9 +16,10 @@ from agent.discovery import redirect
 from agent.discovery.forward import Forwarder, parse_upstream
 from agent.discovery.names import NameTable
 from agent.discovery.server import Connection, Datagrams, Server, Shared
+from agent.discovery.tables import Tables
 from swarm.errors import HostError, NotFoundError, PreconditionError, SwarmError
 from swarm.kernel.netns import in_netns, loopback_up
-from swarm.kernel.nft import Nft, NftError
+from swarm.kernel.nft import NftError
 
 BACKLOG: Final = 64
 RECEIVE_BUFFER: Final = 1 << 20
@@ -67,6 +68,7 @@ class Discovery:
         self._served: dict[str, _Served] = {}
         self._locks: dict[str, _Lock] = {}
         self._shared: Shared | None = None
+        self._tables = Tables()
         self.ready = asyncio.Event()
         """Set while :meth:`serve` may be called."""
 
@@ -74,15 +76,16 @@ class Discovery:
         """Own the tasks of all servers until cancelled."""
         clock = asyncio.get_running_loop().time
         try:
-            async with asyncio.TaskGroup() as group:
-                self._shared = Shared(
-                    names=self.names,
-                    rng=self._rng,
-                    forwarder=Forwarder(rng=self._rng, clock=clock),
-                    group=group,
-                )
-                self.ready.set()
-                await asyncio.get_running_loop().create_future()
+            with self._tables:
+                async with asyncio.TaskGroup() as group:
+                    self._shared = Shared(
+                        names=self.names,
+                        rng=self._rng,
+                        forwarder=Forwarder(rng=self._rng, clock=clock),
+                        group=group,
+                    )
+                    self.ready.set()
+                    await asyncio.get_running_loop().create_future()
         finally:
             self.ready.clear()
             self._shared = None
@@ -119,7 +122,7 @@ class Discovery:
         async with self._exclusive(key):
             self._require()
             self._close(key)
-            sockets = await _opened(netns_path)
+            sockets = await _opened(netns_path, self._tables)
             try:
                 server = Server(shared=self._require(), networks=networks, upstreams=parsed)
                 await _listen(server, sockets)
@@ -151,7 +154,7 @@ class Discovery:
             served = self._close(key)
             if served is not None:
                 with suppress(SwarmError):  # the namespace is gone, and the redirect with it
-                    await asyncio.to_thread(_clean, served.netns_path)
+                    await asyncio.to_thread(_clean, served.netns_path, self._tables)
                 log.info("discovery.stopped", container=key)
 
     def _require(self) -> Shared:
@@ -192,8 +195,8 @@ async def _listen(server: Server, sockets: _Sockets) -> None:
         raise
 
 
-async def _opened(netns_path: str) -> _Sockets:
-    opening = asyncio.get_running_loop().run_in_executor(None, _open, netns_path)
+async def _opened(netns_path: str, tables: Tables) -> _Sockets:
+    opening = asyncio.get_running_loop().run_in_executor(None, _open, netns_path, tables)
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
@@ -207,12 +210,12 @@ def _discard(opening: asyncio.Future[_Sockets]) -> None:
         opening.result().close()
 
 
-def _open(netns_path: str) -> _Sockets:
+def _open(netns_path: str, tables: Tables) -> _Sockets:
     """Make the sockets and the redirect inside a namespace; runs in a worker thread."""
     with in_netns(netns_path):
         try:
             loopback_up()
-            with Nft() as nft:
+            with tables.here() as nft:
                 # A resolver that keeps one socket open is tracked by the kernel as leading to the old
                 # port: take that port again, or such a client would wait for ever.
                 before = redirect.installed(nft)
@@ -257,6 +260,6 @@ def _bind(kind: socket.SocketKind, port: int) -> socket.socket:
     return handle
 
 
-def _clean(netns_path: str) -> None:
-    with in_netns(netns_path), Nft() as nft:
+def _clean(netns_path: str, tables: Tables) -> None:
+    with in_netns(netns_path), tables.here() as nft:
         redirect.uninstall(nft)

@@ -26,7 +26,7 @@ class Timing:
         stream_timeout: for one stream, from dialling to the end of the reply.
         packet_size: most bytes of one datagram's payload.
         table_interval: pause between two rounds of table gossip.
-        flush_delay: how long an own change waits for company before it is sent directly.
+        flush_interval: least pause between two times that own changes are sent directly.
         flush_nodes: peers that get an own change directly.
         bulk_sync_interval: pause between two periodic bulk syncs of a network.
         bulk_sync_timeout: wait for the reply to a bulk sync; nothing else waits for it.
@@ -58,7 +58,7 @@ class Timing:
     stream_timeout: float = 10.0
     packet_size: int = 1400
     table_interval: float = 0.2
-    flush_delay: float = 0.01
+    flush_interval: float = 0.01
     flush_nodes: int = 8
     bulk_sync_interval: float = 30.0
     bulk_sync_timeout: float = 5.0

@@ -27,14 +27,12 @@ MILLISECOND: Final = 1_000_000
 SETTLE: Final = 150 * MILLISECOND
 """From the Node with a new address to the task that needs it, for a stock engine (150 ms never failed)."""
 
-BATCH_IDLE: Final = 10 * MILLISECOND
-"""An incremental message goes out this long after the last change ..."""
-
-BATCH_AGE: Final = 100 * MILLISECOND
-"""... or this long after the first one ..."""
+BATCH_PAUSE: Final = 10 * MILLISECOND
+"""Between two incremental messages. The first change after a quiet while goes out at once: somebody
+waits for it. What changes during the pause goes out together ..."""
 
 BATCH_SIZE: Final = 100
-"""... or at this many changes."""
+"""... or at this many changes, the most that one message carries."""
 
 _NO_STATUS: Final = TaskStatus()
 _NO_META: Final = Meta()
@@ -94,8 +92,8 @@ class Feed:
         self._announced: dict[str, tuple[str, int]] = {}  # network -> (address, when)
         self._sequence = 0  # 0: no COMPLETE sent on the open stream
         self._sent: dict[str, Task] = {}
-        self._dirty: dict[str, int] = {}  # task id -> when it changed first
-        self._changed = 0  # when something changed last
+        self._dirty: dict[str, None] = {}  # ids of tasks that changed, in that order
+        self._pause_ends = 0  # when the next incremental message may go out
         self._withdrawal: int | None = None  # since when a Node waits for removals
 
     # Session side
@@ -144,10 +142,9 @@ class Feed:
         self._sent = {}
         self._dirty = {}
 
-    def mark(self, task_id: str, now: int) -> None:
+    def mark(self, task_id: str) -> None:
         """Note that a task changed, appeared or went."""
-        self._dirty.setdefault(task_id, now)
-        self._changed = now
+        self._dirty[task_id] = None
 
     def known(self) -> tuple[str, ...]:
         """Return the ids of the tasks the node was told of."""
@@ -188,16 +185,15 @@ class Feed:
         """
         if not self._dirty:
             return None
-        due = min(self._changed + BATCH_IDLE, min(self._dirty.values()) + BATCH_AGE)
-        if len(self._dirty) < BATCH_SIZE and now < due:
-            return due
+        if len(self._dirty) < BATCH_SIZE and now < self._pause_ends:
+            return self._pause_ends
         updates: list[Task] = []
         removals: list[str] = []
-        held: dict[str, int] = {}
+        held: dict[str, None] = {}
         again: int | None = None
-        for task_id, since in self._dirty.items():
+        for task_id in self._dirty:
             if len(updates) + len(removals) == BATCH_SIZE:
-                held[task_id] = since
+                held[task_id] = None
                 again = now
                 continue
             task = task_of(task_id)
@@ -210,7 +206,7 @@ class Feed:
                 continue
             ready = self._ready_at(task, addresses, now)
             if ready > now:
-                held[task_id] = since
+                held[task_id] = None
                 again = ready if again is None else min(again, ready)
                 continue
             updates.append(task)
@@ -221,6 +217,7 @@ class Feed:
             self._sent[task.id] = task
         for task_id in removals:
             del self._sent[task_id]
+        self._pause_ends = now + BATCH_PAUSE
         return self._batch(BatchKind.INCREMENTAL, tuple(updates), tuple(removals))
 
     def _ready_at(self, task: Task, addresses: Mapping[str, str], now: int) -> int:
@@ -238,7 +235,7 @@ class Feed:
                 continue
             known = self._announced.get(attachment.network.id)
             if known is None or known[0] != wanted:
-                return now + self.settle + BATCH_IDLE  # the Node comes first; that wakes us too
+                return now + self.settle + BATCH_PAUSE  # the Node comes first; that wakes us too
             ready = max(ready, known[1] + self.settle)
         return ready
 

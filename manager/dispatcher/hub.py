@@ -198,13 +198,12 @@ class Hub:
                 self._look_again()
 
     def _look_again(self) -> None:
-        now = self.now()
         self._configure()
         for channel in self.channels.values():
             for task_id in {t.id for t in self.store.view.tasks.by_node(channel.node_id)}:
-                channel.feed.mark(task_id, now)
+                channel.feed.mark(task_id)
             for task_id in channel.feed.known():
-                channel.feed.mark(task_id, now)
+                channel.feed.mark(task_id)
             channel.wake()
         for task in self.store.view.tasks.all():
             self._note_end(task)
@@ -226,10 +225,9 @@ class Hub:
             self.wake_all()
 
     def _task_changed(self, old: Task | None, new: Task | None) -> None:
-        now = self.now()
         for task in (old, new):
             if task is not None and (channel := self.channels.get(task.node_id)) is not None:
-                channel.feed.mark(task.id, now)
+                channel.feed.mark(task.id)
                 channel.assignments_wake.set()
         if new is not None:
             self._note_end(new)

@@ -10,6 +10,7 @@ socket then. So::
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -29,6 +30,7 @@ class NftError(SwarmError):
     status = "FAILED_PRECONDITION"
 
 
+@functools.cache
 def _load() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(LIBRARY)

@@ -180,7 +180,7 @@ def epidemic(size: int) -> float:
     The first nine have it at once; from then on each that has it tells three more per round.
     """
     growth = 3 / LAN.table_interval
-    return LAN.flush_delay + max(0.0, math.log(size / (1 + LAN.flush_nodes)) / growth)
+    return max(0.0, math.log(size / (1 + LAN.flush_nodes)) / growth)
 
 
 def run() -> list[Row]:

@@ -96,6 +96,7 @@ class Publisher:
         self._saw = saw
         self._room = room
         self._flush_timer: Timer | None = None
+        self._flushed = -math.inf
         self._announce_timer: Timer | None = None
         self._announce_entries = False
 
@@ -260,7 +261,8 @@ class Publisher:
             return
         own.ours.put(place_name(place), message)
         if self._flush_timer is None:
-            self._flush_timer = self._timers.after(self._timing.flush_delay, self._flush)
+            due = max(self._flushed + self._timing.flush_interval, self._timers.now)
+            self._flush_timer = self._timers.at(due, self._flush)
 
     def relay(self, own: OwnNetwork, place: Key, event: bytes) -> None:
         """Queue another node's event; what no datagram can carry is left to bulk syncs."""
@@ -368,7 +370,7 @@ class Publisher:
 
     def _flush(self) -> None:
         """Send own changes directly: most clusters are small enough to be done with that."""
-        self._flush_timer = None
+        self._flush_timer, self._flushed = None, self._timers.now
         for network, own in self.state.own.items():
             if own.ours:
                 self._gossip(network, own, self._timing.flush_nodes, relay=False)

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manager.dispatcher.feed import (
-    BATCH_AGE,
-    BATCH_IDLE,
+    BATCH_PAUSE,
     BATCH_SIZE,
     SETTLE,
     WITHDRAWAL_WAIT,
@@ -106,8 +105,8 @@ class TestOrder:
         batch(feed.complete([], {}, 0))
         store = {"t": task("t", network="n")}
         addresses = {"n": "10.0.1.3/24"}
-        feed.mark("t", 0)
-        now = BATCH_IDLE
+        feed.mark("t")
+        now = BATCH_PAUSE
         again = feed.take(store.get, addresses, now)
         assert isinstance(again, int)
         assert again > now
@@ -122,10 +121,10 @@ class TestOrder:
         batch(feed.complete([], {}, 0))
         store = {"t": task("t", network="n")}
         addresses = {"n": "10.0.1.3/24"}
-        feed.mark("t", 0)
-        assert isinstance(feed.take(store.get, addresses, BATCH_IDLE), int)
-        feed.announced(node(addresses), BATCH_IDLE)
-        assert batch(feed.take(store.get, addresses, BATCH_IDLE)).updates == (store["t"],)
+        feed.mark("t")
+        assert isinstance(feed.take(store.get, addresses, BATCH_PAUSE), int)
+        feed.announced(node(addresses), BATCH_PAUSE)
+        assert batch(feed.take(store.get, addresses, BATCH_PAUSE)).updates == (store["t"],)
 
     def test_an_address_announced_long_ago_costs_nothing(self) -> None:
         feed = Feed(NODE)
@@ -133,8 +132,8 @@ class TestOrder:
         feed.announced(node(addresses), 0)
         batch(feed.complete([], addresses, 0))
         feed.announced(node({**addresses, "m": "10.0.2.3/24"}), SETTLE)
-        feed.mark("t", SETTLE)
-        got = feed.take({"t": task("t", network="n")}.get, addresses, SETTLE + BATCH_IDLE)
+        feed.mark("t")
+        got = feed.take({"t": task("t", network="n")}.get, addresses, SETTLE + BATCH_PAUSE)
         assert batch(got).updates
 
     def test_a_changed_address_counts_as_new(self) -> None:
@@ -142,9 +141,9 @@ class TestOrder:
         feed.announced(node({"n": "10.0.1.3/24"}), 0)
         batch(feed.complete([], {}, 0))
         feed.announced(node({"n": "10.0.1.9/24"}), SETTLE)
-        feed.mark("t", SETTLE)
+        feed.mark("t")
         got = feed.take(
-            {"t": task("t", network="n")}.get, {"n": "10.0.1.9/24"}, SETTLE + BATCH_IDLE
+            {"t": task("t", network="n")}.get, {"n": "10.0.1.9/24"}, SETTLE + BATCH_PAUSE
         )
         assert got == 2 * SETTLE
 
@@ -152,12 +151,12 @@ class TestOrder:
         feed = Feed(NODE)
         batch(feed.complete([], {}, 0))
         store = {"held": task("held", network="n"), "free": task("free")}
-        feed.mark("held", 0)
-        feed.mark("free", 0)
-        got = batch(feed.take(store.get, {"n": "10.0.1.3/24"}, BATCH_IDLE))
+        feed.mark("held")
+        feed.mark("free")
+        got = batch(feed.take(store.get, {"n": "10.0.1.3/24"}, BATCH_PAUSE))
         assert [each.id for each in got.updates] == ["free"]
-        feed.announced(node({"n": "10.0.1.3/24"}), BATCH_IDLE)
-        got = batch(feed.take(store.get, {"n": "10.0.1.3/24"}, BATCH_IDLE + SETTLE))
+        feed.announced(node({"n": "10.0.1.3/24"}), BATCH_PAUSE)
+        got = batch(feed.take(store.get, {"n": "10.0.1.3/24"}, BATCH_PAUSE + SETTLE))
         assert [each.id for each in got.updates] == ["held"]
         assert (got.applies_to, got.results_in) == ("2", "3")
 
@@ -166,10 +165,10 @@ class TestOrder:
         addresses = {"n": "10.0.1.3/24"}
         feed.announced(node(addresses), 0)
         batch(feed.complete([task("t", network="n", state=TaskState.RUNNING)], addresses, 0))
-        feed.mark("t", 0)
+        feed.mark("t")
         assert feed.may_announce(node({}), 0) is not None
-        assert batch(feed.take({}.get, {}, BATCH_IDLE)).removals == ("t",)
-        assert feed.may_announce(node({}), BATCH_IDLE) is None
+        assert batch(feed.take({}.get, {}, BATCH_PAUSE)).removals == ("t",)
+        assert feed.may_announce(node({}), BATCH_PAUSE) is None
 
     def test_the_wait_for_a_removal_is_bounded(self) -> None:
         feed = Feed(NODE)
@@ -181,51 +180,62 @@ class TestOrder:
 
 
 class TestIncremental:
-    def test_changes_are_batched_until_a_pause(self) -> None:
+    def test_the_first_change_after_a_quiet_while_goes_out_at_once(self) -> None:
+        feed = Feed(NODE)
+        batch(feed.complete([], {}, 0))
+        feed.mark("a")
+        assert batch(feed.take({"a": task("a")}.get, {}, 0)).updates == (task("a"),)
+
+    def test_what_changes_in_the_pause_after_a_message_goes_out_together_at_its_end(self) -> None:
         feed = Feed(NODE)
         batch(feed.complete([], {}, 0))
         store = {name: task(name) for name in "abc"}
-        feed.mark("a", 0)
-        feed.mark("b", BATCH_IDLE - 1)
-        assert feed.take(store.get, {}, BATCH_IDLE) == 2 * BATCH_IDLE - 1
-        got = batch(feed.take(store.get, {}, 2 * BATCH_IDLE - 1))
-        assert [each.id for each in got.updates] == ["a", "b"]
-        assert feed.take(store.get, {}, 2 * BATCH_IDLE) is None
+        feed.mark("a")
+        batch(feed.take(store.get, {}, 0))
+        feed.mark("b")
+        assert feed.take(store.get, {}, 1) == BATCH_PAUSE
+        feed.mark("c")
+        assert feed.take(store.get, {}, BATCH_PAUSE - 1) == BATCH_PAUSE
+        got = batch(feed.take(store.get, {}, BATCH_PAUSE))
+        assert [each.id for each in got.updates] == ["b", "c"]
+        assert feed.take(store.get, {}, 2 * BATCH_PAUSE) is None
 
-    def test_steady_changes_wait_at_most_100_ms(self) -> None:
+    def test_a_change_that_is_not_sent_begins_no_pause(self) -> None:
         feed = Feed(NODE)
-        batch(feed.complete([], {}, 0))
-        for moment in range(0, BATCH_AGE + 1, BATCH_IDLE // 2):
-            feed.mark("a", moment)
-        assert batch(feed.take({"a": task("a")}.get, {}, BATCH_AGE)).updates
+        batch(feed.complete([task("t")], {}, 0))
+        store = {"t": task("t", state=TaskState.RUNNING), "a": task("a")}
+        feed.mark("t")
+        assert feed.take(store.get, {}, 0) is None
+        feed.mark("a")
+        assert batch(feed.take(store.get, {}, 1)).updates == (store["a"],)
 
     def test_a_hundred_changes_go_at_once_and_no_more_in_one_message(self) -> None:
         feed = Feed(NODE)
         batch(feed.complete([], {}, 0))
         store = {str(i): task(str(i)) for i in range(BATCH_SIZE + 7)}
         for name in store:
-            feed.mark(name, 0)
+            feed.mark(name)
         assert len(batch(feed.take(store.get, {}, 0)).updates) == BATCH_SIZE
-        assert len(batch(feed.take(store.get, {}, BATCH_IDLE)).updates) == 7
+        assert len(batch(feed.take(store.get, {}, BATCH_PAUSE)).updates) == 7
 
     def test_status_alone_is_not_sent(self) -> None:
         feed = Feed(NODE)
         batch(feed.complete([task("t")], {}, 0))
-        feed.mark("t", 0)
-        assert feed.take({"t": task("t", state=TaskState.RUNNING)}.get, {}, BATCH_IDLE) is None
+        feed.mark("t")
+        assert feed.take({"t": task("t", state=TaskState.RUNNING)}.get, {}, BATCH_PAUSE) is None
 
     def test_a_desired_state_is_sent(self) -> None:
         feed = Feed(NODE)
         batch(feed.complete([task("t")], {}, 0))
         changed = task("t", desired=TaskState.SHUTDOWN)
-        feed.mark("t", 0)
-        assert batch(feed.take({"t": changed}.get, {}, BATCH_IDLE)).updates == (changed,)
+        feed.mark("t")
+        assert batch(feed.take({"t": changed}.get, {}, BATCH_PAUSE)).updates == (changed,)
 
     def test_a_task_that_came_and_went_unsent_is_not_mentioned(self) -> None:
         feed = Feed(NODE)
         batch(feed.complete([], {}, 0))
-        feed.mark("t", 0)
-        assert feed.take({}.get, {}, BATCH_IDLE) is None
+        feed.mark("t")
+        assert feed.take({}.get, {}, BATCH_PAUSE) is None
 
     def test_a_reopened_stream_begins_again_with_everything(self) -> None:
         feed = Feed(NODE)
@@ -285,7 +295,7 @@ def test_a_node_that_applies_every_message_knows_exactly_its_tasks(data: st.Data
 
     settle()
     for _ in range(data.draw(st.integers(0, 25))):
-        now += data.draw(st.sampled_from([0, 1, BATCH_IDLE, SETTLE]))
+        now += data.draw(st.sampled_from([0, 1, BATCH_PAUSE, SETTLE]))
         name = data.draw(st.sampled_from("abcdef"))
         if name in store and data.draw(st.booleans()):
             del store[name]
@@ -301,7 +311,7 @@ def test_a_node_that_applies_every_message_knows_exactly_its_tasks(data: st.Data
             for attachment in each.networks
         }
         pending = node(addresses)
-        feed.mark(name, now)
+        feed.mark(name)
         if data.draw(st.booleans()):
             settle()
         else:
