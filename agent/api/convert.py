@@ -84,12 +84,16 @@ def network(overlay: Overlay, mtu: int) -> local_pb2.LocalNetwork:
 
 
 def remote_endpoints(overlay: Overlay) -> list[local_pb2.RemoteEndpoint]:
-    """Convert what gossip knows of a network's endpoints on other nodes."""
+    """Convert what gossip knows of a network's endpoints on other nodes.
+
+    A way that is kept although its node is not heard and its name is gone is left out.
+    """
     found: list[local_pb2.RemoteEndpoint] = []
     for peer_key in overlay.peers.keys():  # noqa: SIM118  # a method of ours, not a mapping
         peer = overlay.peers.get(peer_key)
         record = overlay.records.get(peer_key)
-        if peer is not None:
+        kept = record is None and overlay.peers.fading(peer_key)
+        if peer is not None and not kept:
             found.append(
                 local_pb2.RemoteEndpoint(
                     endpoint_id=peer_key,

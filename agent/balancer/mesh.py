@@ -14,24 +14,17 @@ import ipaddress
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 import structlog
 
 from agent.balancer import audit, conntrack, published, steering
 from agent.balancer.balancer import AUDIT, HOST, RETRY, Balancer, DataplanePort
 from agent.balancer.table import Backend, IPAddress, Port, Target, backend_of
-from agent.dataplane import names, sysctl
+from agent.dataplane import exits, forwarding, names
 from agent.dataplane.model import Network, Peer
 from agent.dataplane.nft import Nft
 from agent.gossip.records import EndpointRecord, PeerRecord
 from swarm.errors import HostError, NotFoundError, SwarmError
-
-FORWARD: Final = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
-CLOSED: Final = {4: "closed", 6: "closed6"}
-"""Chains that let nothing else of an IP version through, on a host that did not forward it before us."""
-
-_RA: Final = "net/ipv6/conf/{}/accept_ra"
 
 IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
@@ -351,11 +344,10 @@ class Mesh:
 
         def host(nft: Nft) -> None:
             steering.unlink_host()
-            closed = _chains(nft, published.TABLE)
+            closed = names.mesh_closed(nft.chains("inet", published.TABLE))
             nft.run(published.remove())
-            for version, chain in CLOSED.items():
-                if chain in closed:
-                    sysctl.write(FORWARD[version], "0")
+            for version in closed:
+                forwarding.switch(version, on=False)
 
         await self._dataplane.within(HOST, host)
 
@@ -414,15 +406,13 @@ def _elements(
 
 def _forward(nft: Nft, version: int) -> None:
     """Have the host forward an IP version; whatever it did not forward before, it does not now."""
-    closed = sysctl.read(FORWARD[version]) == "0"
-    if version == 4:
-        closed = closed or any(name.startswith("closed-") for name in _chains(nft, names.TABLE))
-    if closed:
-        mesh, exits = f'"{steering.HOST_DEVICE}"', f'"{names.EXIT_PREFIX}*"'
-        where = f"inet {published.TABLE} {CLOSED[version]}"
+    closed = exits.closed_by(nft.chains("inet", names.TABLE))
+    if version in closed or not forwarding.forwards(version):
+        mesh, legs = f'"{steering.HOST_DEVICE}"', f'"{names.EXIT_PREFIX}*"'
+        where = f"inet {published.TABLE} {names.MESH_CLOSED[version]}"
         rules = [
             f"add rule {where} {side} {device} accept"
-            for device in (mesh, exits)
+            for device in (mesh, legs)
             for side in ("iifname", "oifname")
         ]
         hook = "type filter hook forward priority 0"
@@ -437,18 +427,4 @@ def _forward(nft: Nft, version: int) -> None:
                 ]
             )
         )
-        if version == 6:
-            _keep_hearing_routers()
-        sysctl.write(FORWARD[version], "1")
-
-
-def _keep_hearing_routers() -> None:
-    """Have devices that take routes from advertisements go on with it: forwarding would end that."""
-    for device in (sysctl.PROC / "net/ipv6/conf").iterdir():
-        if sysctl.read(_RA.format(device.name)) == "1":
-            sysctl.write(_RA.format(device.name), "2")
-
-
-def _chains(nft: Nft, table: str) -> set[str]:
-    listing = nft.table("inet", table) or ()
-    return {item["chain"]["name"] for item in listing if "chain" in item}
+        forwarding.switch(version, on=True)

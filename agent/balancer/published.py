@@ -18,9 +18,9 @@ from typing import Final
 
 from agent.balancer.ruleset import SEED
 from agent.balancer.table import Front
-from agent.dataplane.names import EXIT_PREFIX
+from agent.dataplane.names import EXIT_PREFIX, MESH_TABLE
 
-TABLE: Final = "overswarm-ports"
+TABLE: Final = MESH_TABLE
 CHUNK: Final = 64
 """Elements in one command: nft takes longer per element the more there are."""
 
@@ -66,6 +66,7 @@ def skeleton() -> list[str]:
     # the container itself must not reach what listens on the host's loopback.
     lines.append(f"{_rule('guard')} iifname {_LEGS} ip daddr 127.0.0.0/8 drop")
     lines.append(f"{_rule('leave')} oifname {_LEGS} ip saddr 127.0.0.0/8 masquerade")
+    lines.append(f"{_rule('leave')} oifname {_LEGS} ip6 saddr ::1 masquerade")
     for chain in ("clean", "clean-output"):
         lines.append(f"{_rule(chain)} meta mark & 0xffff0000 == {MARK:#x} meta mark set 0")
     return lines

@@ -93,6 +93,36 @@ class Channel:
             results += [answers.get(first + i, (0, "")) for i in range(len(chunk))]
         return results
 
+    def pour(self, texts: Sequence[bytes], *, each: int) -> bool:
+        """Send packed requests, numbered 0, and tell whether the kernel took all of them.
+
+        Which one it refused, if any, is not told: :meth:`check` does that, more slowly. That something
+        to remove is not there is no refusal.
+
+        Args:
+            texts: some requests each.
+            each: how many requests are in one of them.
+        """
+        refused = False
+        step = max(1, CHUNK // each)
+        for start in range(0, len(texts), step):
+            self._sequence += 1
+            # The kernel answers a request to do nothing when it has been through those before it.
+            mark = netlink.pack(Message(netlink.NLMSG_NOOP, 0, b""), self._sequence, _ASK)
+            self._socket.send(b"".join(texts[start : start + step]) + mark)
+            answered = False
+            while not answered:
+                for kind, flags, sequence, body in netlink.split(self._socket.recv(DATAGRAM)):
+                    if kind != netlink.NLMSG_ERROR:
+                        continue
+                    if sequence == self._sequence:
+                        answered = True
+                    elif sequence == 0:
+                        number, _ = _error(flags, body)
+                        removal = netlink.refused_kind(body) in self._removals
+                        refused = refused or not (removal and number in GONE)
+        return not refused
+
     def check(self, messages: Sequence[Message]) -> None:
         """Send requests and raise the first failure.
 
@@ -181,6 +211,8 @@ _REMOVALS = {
             netlink.RTM_DELADDR,
             netlink.RTM_DELROUTE,
             netlink.RTM_DELNEIGH,
+            netlink.RTM_DELQDISC,
+            netlink.RTM_DELTFILTER,
         }
     ),
     xfrm.NETLINK_XFRM: frozenset({xfrm.DELSA, xfrm.DELPOLICY}),

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from ipaddress import IPv4Address
 from typing import ParamSpec, TypeVar
 
 import structlog
@@ -364,9 +363,9 @@ class Dataplane:
         """
         return await self._call(self._served().within, network_id, step)
 
-    async def exit_address(self, endpoint_id: str) -> IPv4Address | None:
-        """Return the address of an endpoint's leg to the outside, None without one."""
-        return await self._call(self._served().exit_address, endpoint_id)
+    async def exit_addresses(self, endpoint_id: str) -> tuple[IPAddress, ...]:
+        """Return the addresses of an endpoint's leg to the outside, IPv4 first; none without one."""
+        return await self._call(self._served().exit_addresses, endpoint_id)
 
     async def reconcile(self, wanted: Wanted) -> Report:
         """Take over the node: adopt what runs, attach what is missing, remove what is unwanted."""

@@ -8,9 +8,8 @@ cancelled meanwhile loses the answer, never the consistency.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
 from typing import TypeVar
 
 from agent.dataplane import names
@@ -34,7 +33,17 @@ from agent.dataplane.model import (
 )
 from agent.dataplane.mtu import network_mtu
 from agent.dataplane.nft import Nft
-from agent.dataplane.objects import Drop, Inside, Key, Object, Op, Port, Route, State
+from agent.dataplane.objects import (
+    Drop,
+    Inside,
+    Key,
+    Object,
+    Port,
+    Put,
+    Remotes,
+    Route,
+    State,
+)
 from agent.dataplane.planner import NetworkState, keyed, plan
 from agent.dataplane.shield import Shield
 from agent.dataplane.ways import Ways
@@ -176,8 +185,15 @@ class Engine:
         for ip in new:
             if state.network.subnet_of(ip) is None:
                 raise InvalidArgumentError(f"{ip} is in no subnet of {state.network.name}")
-        before = keyed(Route(target=host_route(ip), kind="local") for ip in state.vips)
-        after = keyed(Route(target=host_route(ip), kind="local") for ip in new)
+        before, after = (
+            keyed(
+                [
+                    *(Route(target=host_route(ip), kind="local") for ip in each),
+                    *state.shortcut_objects(each),
+                ]
+            )
+            for each in (state.vips, new)
+        )
         name = names.router_name(network_id)
         try:
             self._run.apply(name, plan(after, before))
@@ -194,15 +210,18 @@ class Engine:
         for ip in add:
             if state.network.subnet_of(ip) is None:
                 raise InvalidArgumentError(f"{ip} is in no subnet of {state.network.name}")
-        before = keyed(
-            Route(target=host_route(ip), kind="local") for ip in drop if ip in state.vips
-        )
-        after = keyed(
-            Route(target=host_route(ip), kind="local") for ip in add if ip not in state.vips
+        new = state.vips.difference(drop).union(add)
+        before, after = (
+            keyed(
+                [
+                    *(Route(target=host_route(ip), kind="local") for ip in changed),
+                    *state.shortcut_objects(vips),
+                ]
+            )
+            for changed, vips in ((state.vips - new, state.vips), (new - state.vips, new))
         )
         self._run.apply(names.router_name(network_id), plan(after, before))
-        state.vips.difference_update(drop)
-        state.vips.update(add)
+        state.vips = new
 
     def within(self, network_id: str, step: Callable[[Nft], T]) -> T:
         """Run a step in a network's router namespace, or in the daemon's own."""
@@ -303,7 +322,12 @@ class Engine:
                     )
 
     def _empty(self, network: Network) -> NetworkState:
-        return NetworkState(network=network, settings=self._settings, software=self._software)
+        return NetworkState(
+            network=network,
+            settings=self._settings,
+            software=self._software,
+            shortcuts=self._settings.shortcuts and self._kernel.shortcuts(),
+        )
 
     def _rebuilt(self, network: Network, old: NetworkState | None) -> NetworkState:
         state = self._empty(network)
@@ -429,7 +453,7 @@ class Engine:
         state = self._state(peer.network_id)
         state.check_peer(peer)
         if peer.vtep != self._settings.vtep and state.peers.get(peer.ip) != peer:
-            self._change_peers(state, (peer,), ())
+            self._change_peers(state, {peer.ip: peer}, ())
 
     def set_peers(self, network_id: str, peers: Iterable[Peer]) -> tuple[Failure, ...]:
         """Replace all remote endpoints; returns the records left out because they are wrong.
@@ -439,37 +463,44 @@ class Engine:
         state = self._state(network_id)
         fresh: dict[IPAddress, Peer] = {}
         refused: list[Failure] = []
+        tunnel, ours = self._settings.vtep, True
         for peer in peers:
             try:
                 state.check_peer(peer)
             except InvalidArgumentError as error:
                 refused.append(Failure(kind="peer", id=str(peer.ip), text=str(error)))
                 continue
-            if peer.vtep != self._settings.vtep:
+            if peer.vtep is not tunnel:
+                tunnel, ours = peer.vtep, peer.vtep == self._settings.vtep
+            if not ours:
                 fresh[peer.ip] = peer
+        if not fresh and not state.network.encrypted and (many := state.all_peers()) is not None:
+            self._drop_all_peers(state, many)
+            return tuple(refused)
         stale = [ip for ip in state.peers if ip not in fresh]
-        changed = [peer for peer in fresh.values() if state.peers.get(peer.ip) != peer]
-        self._change_peers(state, changed, stale)
+        if state.peers:
+            fresh = {ip: peer for ip, peer in fresh.items() if state.peers.get(ip) != peer}
+        self._change_peers(state, fresh, stale)
         return tuple(refused)
 
     def remove_peer(self, network_id: str, ip: IPAddress) -> None:
         """Forget a remote endpoint; one that is not there is no error."""
-        self._change_peers(self._state(network_id), (), (ip,))
+        self._change_peers(self._state(network_id), {}, (ip,))
 
     def _change_peers(
-        self, state: NetworkState, put: Sequence[Peer], drop: Sequence[IPAddress]
+        self, state: NetworkState, put: Mapping[IPAddress, Peer], drop: Sequence[IPAddress]
     ) -> None:
         fresh = None if drop or state.network.encrypted else state.newcomers(put)
         if fresh is not None:
             self._add_newcomers(state, put, fresh)
             return
-        near = state.around([*(peer.ip for peer in put), *drop], put)
+        near = state.around([*put, *drop], put.values())
         tunnels = set(state.tunnels) if state.network.encrypted else None
         before = keyed(state.peer_objects(near))
         old = {ip: state.peers[ip] for ip in near if ip in state.peers}
         for ip in drop:
             state.discard_peer(ip)
-        for peer in put:
+        for peer in put.values():
             state.add_peer(peer)
         after = keyed(state.peer_objects(near))
         name = names.router_name(state.network.id)
@@ -490,16 +521,27 @@ class Engine:
         if moved:
             self._settle()
 
-    def _add_newcomers(self, state: NetworkState, put: Sequence[Peer], ops: tuple[Op, ...]) -> None:
+    def _add_newcomers(
+        self, state: NetworkState, put: Mapping[IPAddress, Peer], many: tuple[Remotes, ...]
+    ) -> None:
         name = names.router_name(state.network.id)
         try:
-            self._run.apply(name, ops)
+            self._run.apply(name, tuple(Put(each) for each in many))
         except SwarmError as error:
-            back = tuple(Drop(op.object) for op in reversed(ops))
+            back = tuple(Drop(each) for each in many)
             self._run.undo(error, lambda: self._run.apply(name, back))
             raise
-        for peer in put:
-            state.add_peer(peer)
+        state.add_newcomers(put, many)
+
+    def _drop_all_peers(self, state: NetworkState, many: tuple[Remotes, ...]) -> None:
+        name = names.router_name(state.network.id)
+        try:
+            self._run.apply(name, tuple(Drop(each) for each in many))
+        except SwarmError as error:
+            back = tuple(Put(each) for each in many)
+            self._run.undo(error, lambda: self._run.apply(name, back))
+            raise
+        state.forget_peers()
 
     # --- the whole ---------------------------------------------------------------------------
 
@@ -641,9 +683,12 @@ class Engine:
             state = self._networks[network_id]
         name = names.router_name(network_id)
         made = self._kernel.make_router(name)
-        observed = self._kernel.observe(name, _without_insides(state.objects()))
+        wanted = _without_insides(state.objects())
+        observed = self._kernel.observe(name, wanted)
         absent = self._take_absent(state, observed)
-        ops = plan(_without_insides(state.objects()), observed)
+        if absent:
+            wanted = _without_insides(state.objects())
+        ops = plan(wanted, observed)
         failures = self._run.repair(name, ops)
         gone: list[str] = []
         for endpoint in absent:
@@ -682,10 +727,9 @@ class Engine:
         """Compare the ways out with what is wanted of them, and set them right."""
         return self._ways.check(self._homes)
 
-    def exit_address(self, endpoint_id: str) -> IPv4Address | None:
-        """Return the address of an endpoint's leg to the outside."""
-        exits = self._ways.exits
-        return exits.addresses.get(endpoint_id) if endpoint_id in exits.endpoints else None
+    def exit_addresses(self, endpoint_id: str) -> tuple[IPAddress, ...]:
+        """Return the addresses of an endpoint's leg to the outside."""
+        return self._ways.exits.addresses(endpoint_id)
 
     def endpoints_of(self, network_id: str) -> tuple[str, ...]:
         """Return the ids of a network's local endpoints."""

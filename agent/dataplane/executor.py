@@ -41,8 +41,8 @@ class Machine(Protocol):
     def drop_exits(self) -> None:
         """Remove all ways out."""
 
-    def forwarding(self) -> bool:
-        """Tell whether the daemon's namespace forwards."""
+    def forwarding(self, version: int) -> bool:
+        """Tell whether the daemon's namespace forwards an IP version."""
 
     def home_routes(self) -> tuple[HomeRoute, ...]:
         """Return the routes of the daemon's namespace that are not ours, default routes excepted."""
@@ -52,6 +52,9 @@ class Machine(Protocol):
 
     def underlay_device(self) -> tuple[int, str] | None:
         """Return index and name of the device under the tunnel."""
+
+    def shortcuts(self) -> bool:
+        """Tell whether packets can be taken past a router's IP stack."""
 
     def prove_encryption(self) -> None:
         """Raise HostError when this kernel cannot carry encrypted networks."""

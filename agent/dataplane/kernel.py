@@ -15,16 +15,22 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import structlog
+
 from agent.dataplane import (
+    bpf,
     chamber,
     ethtool,
     exits,
+    forwarding,
     inside,
     ipsec,
+    names,
     namespace,
     netlink,
     observed,
     ruleset,
+    shortcut,
     sysctl,
 )
 from agent.dataplane.chamber import Chamber
@@ -36,6 +42,7 @@ from agent.dataplane.names import (
     EXIT_PREFIX,
     LOOPBACK,
     MESH_DEVICE,
+    MESH_TABLE,
     PORT_PREFIX,
     ROUTE_PROTOCOL,
     TABLE,
@@ -58,10 +65,13 @@ from agent.dataplane.objects import (
     Op,
     Port,
     Put,
+    Remotes,
     Route,
     Ruleset,
+    Shortcut,
     State,
     Sysctl,
+    Tap,
     Vxlan,
 )
 from agent.dataplane.planner import keyed
@@ -70,6 +80,7 @@ from agent.dataplane.shield import SHIELD
 from agent.dataplane.underlay import Underlay
 from swarm.errors import (
     ConflictError,
+    HostError,
     InvalidArgumentError,
     InvariantError,
     NotFoundError,
@@ -77,6 +88,8 @@ from swarm.errors import (
 )
 
 T = TypeVar("T")
+
+log = structlog.get_logger(component="agent.dataplane")
 
 
 @dataclass(slots=True)
@@ -100,6 +113,7 @@ class Kernel:
         self._reaper = Reaper()
         self._chamber: Chamber | None = None
         self._sysctls = sysctl.Source()
+        self._programs: dict[str, int] | None = None
         self._open: dict[str, _Router] = {}
         self._adopt(exits.HOME, os.dup(self._home))
 
@@ -108,6 +122,8 @@ class Kernel:
         self._reaper.close()
         self.close_chamber()
         self._sysctls.close()
+        for fd in (self._programs or {}).values():
+            os.close(fd)
         for router in list(self._open.values()):
             self._forget(router)
         self._ipsec.close()
@@ -155,13 +171,15 @@ class Kernel:
             table = exits.observed(self._settings, nft.table("inet", TABLE))
             if table is None:
                 return
-            if table.closed and home.channel.link(MESH_DEVICE) is None:
-                sysctl.write("net/ipv4/ip_forward", "0")  # as it was before us
+            mesh = home.channel.link(MESH_DEVICE) is not None
+            kept = names.mesh_closed(nft.chains("inet", MESH_TABLE)) if mesh else frozenset()
+            for version in table.closed - kept:
+                forwarding.switch(version, on=False)  # as it was before us
             nft.run(exits.destroy())
 
-    def forwarding(self) -> bool:
-        """Tell whether the daemon's namespace forwards IPv4 packets."""
-        return sysctl.read("net/ipv4/ip_forward") == "1"
+    def forwarding(self, version: int) -> bool:
+        """Tell whether the daemon's namespace forwards packets of an IP version."""
+        return forwarding.forwards(version)
 
     def close_store(self) -> None:
         """Remove the directory of router namespaces."""
@@ -256,6 +274,17 @@ class Kernel:
             self._chamber.close()
             self._chamber = None
 
+    def shortcuts(self) -> bool:
+        """Tell whether packets can be taken past a router's IP stack; the first time, by trying."""
+        if self._programs is None:
+            self._programs = {}
+            try:
+                with _host_errors():
+                    self._programs = _loaded(self._home)
+            except HostError as error:
+                log.info("shortcuts.missing", reason=str(error))
+        return bool(self._programs)
+
     def prove_encryption(self) -> None:
         """Raise HostError when this kernel cannot carry encrypted networks."""
         with _host_errors():
@@ -314,6 +343,8 @@ class Kernel:
                         found.append(Fdb(ifname=device, mac=entry.mac, vtep=entry.ip))
         for version in (4, 6):
             found += observed.route_objects(dump(netlink.all_routes(version)), known)
+        if name != exits.HOME:
+            found += _observed_shortcuts(router.channel, known)
         found += self._observed_ruleset(router)
         found += self._observed_sysctls(router, wanted)
         indexes = {device: index for index, device in known.items()}
@@ -343,10 +374,7 @@ class Kernel:
                 table = exits.observed(self._settings, nft.table("inet", TABLE))
                 return [] if table is None else [table]
             tables, members = ruleset.observed(
-                {
-                    "netdev": nft.table("netdev", TABLE),
-                    "inet": nft.table("inet", TABLE),
-                }
+                {family: nft.table(family, TABLE) for family in ruleset.FAMILIES}
             )
         return [] if tables is None else [tables, *members]
 
@@ -385,6 +413,8 @@ class Kernel:
             "inside": self._apply_insides,
             "nft": self._apply_nft,
             "netlink": self._apply_netlink,
+            "shortcut": self._apply_shortcuts,
+            "remotes": self._apply_remotes,
         }
         with _host_errors():
             for channel, group in itertools.groupby(ops, key=lambda op: _CHANNEL[type(op.object)]):
@@ -394,6 +424,9 @@ class Kernel:
         with namespace.entered(router.fd, self._home):
             for op in ops:
                 if isinstance(op, Put) and isinstance(op.object, Sysctl):
+                    if router.name == exits.HOME and op.object.path == forwarding.PATHS[6]:
+                        forwarding.switch(6, on=op.object.value == "1")
+                        continue
                     router.sysctls.write(op.object.path, op.object.value)
                 elif isinstance(op, Put) and isinstance(op.object, Offload):
                     ethtool.set_checksums(op.object.ifname, on=op.object.checksums)
@@ -457,6 +490,10 @@ class Kernel:
                 peer_netns=fd,
             )
             router.channel.check([message])
+            if router.name == exits.HOME:
+                # Before it is up: a router's own default says so, the host's is not ours to set.
+                index = router.channel.index(port.name)
+                router.channel.check([netlink.no_link_local(index)])
         except KernelError as error:
             if error.number == errno.EEXIST:
                 raise ConflictError(
@@ -493,6 +530,67 @@ class Kernel:
             text = f"the kernel refused {sent[error.position]}: {error}"
             raise KernelError(text, error.number, error.position) from error
 
+    def _apply_remotes(self, router: _Router, ops: list[Op]) -> None:
+        for op in ops:
+            many, add = op.object, isinstance(op, Put)
+            if not isinstance(many, Remotes):
+                continue
+            link = router.channel.link(many.ifname)
+            if link is not None:
+                texts = netlink.remotes(link.index, many.peers, add=add)
+                if router.channel.pour(texts, each=3):
+                    continue
+            # One by one, to know which the kernel does not take, and why.
+            self._apply_netlink(router, [type(op)(part) for part in many.parts()])
+
+    def _apply_shortcuts(self, router: _Router, ops: list[Op]) -> None:
+        for op in ops:
+            item = op.object
+            if not isinstance(item, Shortcut):
+                continue
+            block = shortcut.BLOCKS[item.way]
+            if isinstance(op, Drop):
+                router.channel.check([netlink.delete_classifiers(block)])
+            elif self.shortcuts() and self._programs is not None:
+                program = self._programs[item.way]
+                router.channel.check([netlink.classifier(block, item.name, program)])
+
+
+def _loaded(home: int) -> dict[str, int]:
+    """Return descriptors of the programs of shortcuts, proved to be taken by devices of this kernel."""
+    programs: dict[str, int] = {}
+    try:
+        for way in shortcut.BLOCKS:
+            name = f"overswarm_{way}"
+            programs[way] = bpf.load(name, shortcut.program(way), shortcut.TERMS)
+        with namespace.scratch(home):
+            channel = Channel()
+            with contextlib.closing(channel):
+                messages = [netlink.tap(LOOPBACK, 1, add=True)]
+                messages += [netlink.classifier(1, "try", fd) for fd in programs.values()]
+                channel.check(messages)
+    except BaseException:
+        for fd in programs.values():
+            os.close(fd)
+        raise
+    return programs
+
+
+def _observed_shortcuts(channel: Channel, known: dict[int, str]) -> Iterator[Object]:
+    taps = [netlink.parse_tap(body) for body in channel.dump(netlink.all_taps())]
+    held = {block for _, block in taps}
+    for index, block in taps:
+        if block and index in known:
+            yield Tap(ifname=known[index], block=block)
+    for way, block in shortcut.BLOCKS.items():
+        if block not in held:
+            continue
+        on = frozenset(known[i] for i, each in taps if each == block and i in known) - {"lo"}
+        for body in channel.dump(netlink.all_classifiers(block)):
+            name = netlink.parse_classifier(body)
+            if name:
+                yield Shortcut(way=way, name=name, devices=on if way == "in" else frozenset())
+
 
 @contextlib.contextmanager
 def _host_errors() -> Iterator[None]:
@@ -512,9 +610,12 @@ _CHANNEL: dict[type, str] = {
     Ruleset: "nft",
     ExitTable: "nft",
     Member: "nft",
+    Shortcut: "shortcut",
+    Tap: "netlink",
     Address: "netlink",
     Neighbour: "netlink",
     Fdb: "netlink",
+    Remotes: "remotes",
     Route: "netlink",
     Label: "netlink",
 }
@@ -522,6 +623,8 @@ _CHANNEL: dict[type, str] = {
 
 def _message(item: Object, index: int, *, add: bool) -> Message:
     match item:
+        case Tap():
+            return netlink.tap(index, item.block, add=add)
         case Address():
             return netlink.address(index, item.address, add=add)
         case Neighbour():

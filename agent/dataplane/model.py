@@ -256,6 +256,8 @@ class Settings:
         exit_pool: IPv4 range out of which a container's leg to the outside gets its address;
             local to the node, never seen on any wire, but not to overlap what the host itself
             reaches (Docker's own bridge is 172.18.0.0/16).
+        exit_pool6: the same in IPv6, for containers that have it; at least as many addresses.
+        shortcuts: whether packets may pass a router without its IP stack where the kernel can do it.
     """
 
     vtep: IPAddress
@@ -264,11 +266,17 @@ class Settings:
     check_interval: float = 30.0
     raise_limits: bool = True
     exit_pool: IPv4Network = field(default=IPv4Network("172.30.0.0/16"))
+    exit_pool6: IPv6Network = field(default=IPv6Network("fd6f:7673:7761:726d::/64"))
+    shortcuts: bool = True
 
     def __post_init__(self) -> None:
         _need(0 < self.port < 65536, f"{self.port} is not a UDP port")
         _need(self.check_interval > 0, "check_interval must be above 0 seconds")
         _need(self.exit_pool.prefixlen <= 24, "exit_pool must hold at least a /24")
+        _need(
+            self.exit_pool6.num_addresses >= self.exit_pool.num_addresses,
+            "exit_pool6 must hold as many addresses as exit_pool",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

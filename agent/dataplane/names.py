@@ -6,6 +6,7 @@ All are pure functions of ids, so that a daemon that starts anew finds what an e
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from ipaddress import IPv6Interface
 
 from agent.dataplane.model import IPAddress
@@ -35,6 +36,13 @@ ESP_SOURCES = (0xF000, 0xFFFF)
 MESH_DEVICE = "ovmesh0"
 """The daemon's namespace's end of the link to the ingress network's router; not the data plane's."""
 
+MESH_TABLE = "overswarm-ports"
+"""nftables table of published ports, in the daemon's namespace; not the data plane's."""
+
+MESH_CLOSED = {4: "closed", 6: "closed6"}
+"""Chains in there that let nothing else of an IP version through, on a host that did not forward it
+before the routing mesh."""
+
 VXLAN_PREFIX = "vx-"
 PORT_PREFIX = "ep"
 EXIT_PREFIX = "gw"
@@ -50,6 +58,11 @@ ROUTE_PROTOCOL = 83
 
 ROUTER_LINK_LOCAL = IPv6Interface("fe80::1/64")
 """The router's address on every container link; the containers' IPv6 next hop."""
+
+
+def mesh_closed(chains: Collection[str]) -> frozenset[int]:
+    """Return the IP versions that the host forwards for the routing mesh, by the chains of its table."""
+    return frozenset(version for version, name in MESH_CLOSED.items() if name in chains)
 
 
 def router_name(network_id: str) -> str:

@@ -10,26 +10,33 @@ Source:
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from agent.dataplane.model import IPAddress, IPInterface, IPNetwork
+from agent.dataplane.model import IPAddress, IPInterface, IPNetwork, Peer
 from agent.dataplane.names import ROUTE_PROTOCOL
 from swarm.errors import WireError
 
-NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLMSG_NOOP, NLMSG_ERROR, NLMSG_DONE = 1, 2, 3
 NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x2, 0x4, 0x10
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_DUMP = 0x100, 0x200, 0x400, 0x300
 PUT = NLM_F_CREATE | NLM_F_REPLACE
 NEW = NLM_F_CREATE | NLM_F_EXCL
+NLM_F_APPEND = 0x800
+MESH_PROTOCOL = 84
+"""``rtm_protocol`` of routes that belong to published ports, not to the data plane."""
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
+RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
 RTM_SETNEIGHTBL = 67
 
 AF_UNSPEC, AF_INET, AF_INET6, AF_BRIDGE = 0, 2, 10, 7
@@ -40,6 +47,7 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO = 1, 3, 4, 5, 18
 IFLA_IFALIAS, IFLA_STATS64, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 20, 23, 27, 28, 29
 IFLA_CARRIER = 33
 IFLA_AF_SPEC, IFLA_INET6_CONF, DEVCONF_DISABLE_IPV6 = 26, 2, 26
+IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 4, 7
 IFLA_VXLAN_PORT_RANGE, IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 10, 15, 17
@@ -56,6 +64,10 @@ RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 1, 2, 7
 NDA_DST, NDA_LLADDR = 1, 2
 NDTA_NAME, NDTA_PARMS = 1, 6
 NDTPA_IFINDEX, NDTPA_RETRANS_TIME, NDTPA_MCAST_PROBES = 1, 5, 11
+TCA_KIND, TCA_OPTIONS, TCA_INGRESS_BLOCK = 1, 2, 13
+TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS = 6, 7, 8
+TCA_BPF_FLAG_ACT_DIRECT = 1
+TC_H_INGRESS, TCM_IFINDEX_MAGIC_BLOCK = 0xFFFFFFF1, -1
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
 
@@ -64,6 +76,7 @@ _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBi")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NDMSG = struct.Struct("=BxxxiHBB")
+_TCMSG = struct.Struct("=BxxxiIII")
 _ATTR = struct.Struct("=HH")
 # Of those that are sent by the thousand: the header and one or two attributes at once.
 _NDMSG_DST = {length: struct.Struct(f"=BxxxiHBBHH{length}s") for length in (4, 16)}
@@ -156,6 +169,13 @@ def set_link(
     return Message(RTM_SETLINK, 0, body)
 
 
+def no_link_local(index: int) -> Message:
+    """Have a link that is down make itself no IPv6 address when it comes up."""
+    mode = attr(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
+    body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + attr(IFLA_AF_SPEC, attr(AF_INET6, mode))
+    return Message(RTM_SETLINK, 0, body)
+
+
 def delete_link(name: str) -> Message:
     """Remove a link by name."""
     return Message(RTM_DELLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _text(IFLA_IFNAME, name))
@@ -217,6 +237,21 @@ def route(
     return Message(RTM_NEWROUTE if add else RTM_DELROUTE, PUT if add else 0, body)
 
 
+def loopback_route(index: int) -> Message:
+    """Take ``::1`` for this host's also where it comes, translated, from this link; behind ``lo``'s own route.
+
+    The kernel looks for that address on the device that a packet came by. What is addressed to it on the
+    wire is dropped long before. It is no object of the data plane's, and goes with its link.
+
+    Source: Linux ``net/ipv6/route.c`` (``ip6_route_input_lookup``, ``rt6_need_strict``), ``ip6_input.c``.
+    """
+    body = _RTMSG.pack(
+        AF_INET6, 128, 0, 0, RT_TABLE_LOCAL, MESH_PROTOCOL, RT_SCOPE_HOST, RTN_LOCAL, 0
+    )
+    body += attr(RTA_DST, bytes(15) + b"\1") + _u32(RTA_OIF, index)
+    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, body)
+
+
 def all_routes(version: int) -> Message:
     """Ask for all routes of IP ``version``."""
     body = _RTMSG.pack(FAMILY[version], 0, 0, 0, 0, 0, 0, 0, 0)
@@ -243,6 +278,43 @@ def fdb(index: int, mac: str, vtep: IPAddress, *, add: bool) -> Message:
     return Message(RTM_NEWNEIGH if add else RTM_DELNEIGH, PUT if add else 0, body)
 
 
+def remotes(index: int, peers: Sequence[Peer], *, add: bool) -> list[bytes]:
+    """Return, ready to send, for each remote endpoint its neighbour, forwarding entry and route.
+
+    All in one IP version. What differs from one to the next is cut out of the first one's messages.
+    """
+    if not peers:
+        return []
+    sample = peers[0]
+    texts = [
+        pack(message, 0, NLM_F_REQUEST)
+        for message in (
+            neighbour(index, sample.ip, sample.mac, add=add),
+            fdb(index, sample.mac, sample.vtep, add=add),
+            route(ipaddress.ip_network(sample.ip), index=index, kind=RTN_UNICAST, add=add),
+        )
+    ]
+    own, tunnel = len(sample.ip.packed), len(sample.vtep.packed)
+    at = 16 + _NDMSG.size + 4
+    first, second, third = texts
+    between = first[at + own :]
+    if add:
+        between, after = between[:4], between[10:]
+    to_vtep = second[:at]
+    to_mac, last = second[at + tunnel : at + tunnel + 4], second[at + tunnel + 10 :]
+    begin, last = first[:at], last + third[: 16 + _RTMSG.size + 4]
+    end = third[16 + _RTMSG.size + 4 + own :]
+    found: list[bytes] = []
+    vtep, behind = sample.vtep, to_vtep + sample.vtep.packed + to_mac
+    for peer in peers:
+        if peer.vtep is not vtep:
+            vtep, behind = peer.vtep, to_vtep + peer.vtep.packed + to_mac
+        ip, mac = peer.ip.packed, mac_bytes(peer.mac)
+        middle = (between, mac, after) if add else (between,)
+        found.append(b"".join((begin, ip, *middle, behind, mac, last, ip, end)))
+    return found
+
+
 def resolution(index: int, *, again: int, times: int) -> Message:
     """Set how often a device asks for an IPv4 address, every ``again`` ms, and how many times."""
     parameters = (
@@ -265,6 +337,47 @@ def all_fdb(index: int) -> Message:
     return Message(RTM_GETNEIGH, NLM_F_DUMP, _IFINFO.pack(AF_BRIDGE, 0, index, 0, 0))
 
 
+def tap(index: int, block: int, *, add: bool) -> Message:
+    """Let filters of a shared block see what a device receives, or no longer."""
+    body = _TCMSG.pack(AF_UNSPEC, index, TC_H_INGRESS & 0xFFFF0000, TC_H_INGRESS, 0)
+    body += _text(TCA_KIND, "ingress")
+    if not add:
+        return Message(RTM_DELQDISC, 0, body)
+    return Message(RTM_NEWQDISC, PUT, body + _u32(TCA_INGRESS_BLOCK, block))
+
+
+def all_taps() -> Message:
+    """Ask for all queueing disciplines."""
+    return Message(RTM_GETQDISC, NLM_F_DUMP, _TCMSG.pack(AF_UNSPEC, 0, 0, 0, 0))
+
+
+def classifier(block: int, name: str, program: int) -> Message:
+    """Put a loaded program, by descriptor, as the one filter of a block."""
+    options = (
+        _u32(TCA_BPF_FD, program)
+        + _text(TCA_BPF_NAME, name)
+        + _u32(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT)
+    )
+    body = _TCMSG.pack(AF_UNSPEC, TCM_IFINDEX_MAGIC_BLOCK, 1, block, _FILTER)
+    return Message(RTM_NEWTFILTER, PUT, body + _text(TCA_KIND, "bpf") + attr(TCA_OPTIONS, options))
+
+
+def delete_classifiers(block: int) -> Message:
+    """Remove all filters of a block that are of our priority."""
+    body = _TCMSG.pack(AF_UNSPEC, TCM_IFINDEX_MAGIC_BLOCK, 0, block, _FILTER)
+    return Message(RTM_DELTFILTER, 0, body)
+
+
+def all_classifiers(block: int) -> Message:
+    """Ask for the filters of a block."""
+    body = _TCMSG.pack(AF_UNSPEC, TCM_IFINDEX_MAGIC_BLOCK, 0, block, 0)
+    return Message(RTM_GETTFILTER, NLM_F_DUMP, body)
+
+
+_FILTER = 1 << 16 | socket.htons(0x0003)
+"""Priority 1, all protocols (ETH_P_ALL)."""
+
+
 # --- answers ---------------------------------------------------------------------------------
 
 
@@ -279,16 +392,25 @@ def split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         offset += (length + 3) & ~3
 
 
+def refused_kind(body: bytes) -> int:
+    """Return the type of the request that an NLMSG_ERROR body is about."""
+    kind: int = _HEADER.unpack_from(body, 4)[1]
+    return kind
+
+
 def attrs(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """Return the attributes in ``data`` from ``offset`` on, the last of each type."""
-    found: dict[int, bytes] = {}
-    while offset + 4 <= len(data):
+    return dict(_attributes(data, offset))
+
+
+def _attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    size = len(data)
+    while offset + 4 <= size:
         length, kind = _ATTR.unpack_from(data, offset)
-        if length < 4 or offset + length > len(data):
+        if length < 4 or offset + length > size:
             raise WireError("netlink attribute longer than its message")
-        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+        yield kind & 0x3FFF, data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
-    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,12 +520,32 @@ class Entry(NamedTuple):
 
 def parse_entry(body: bytes) -> Entry:
     """Return the entry in an RTM_NEWNEIGH body."""
-    _, index, state, _, _ = _NDMSG.unpack_from(body)
-    found = attrs(body, _NDMSG.size)
+    family, index, state, _, _ = _NDMSG.unpack_from(body)
+    found: dict[int, bytes] = {}
+    # Of many attributes only two matter, and they come first.
+    for kind, value in _attributes(body, _NDMSG.size):
+        found[kind] = value
+        if NDA_DST in found and NDA_LLADDR in found:
+            break
     raw = found.get(NDA_DST)
-    return Entry(
-        device=index,
-        state=state,
-        mac=mac_text(found.get(NDA_LLADDR, b"")),
-        ip=ipaddress.ip_address(raw) if raw else None,
-    )
+    # A forwarding entry's is a tunnel address, of which there are few.
+    address = _tunnel if family == AF_BRIDGE else ipaddress.ip_address
+    return Entry(index, state, mac_text(found.get(NDA_LLADDR, b"")), address(raw) if raw else None)
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _tunnel(raw: bytes) -> IPAddress:
+    return ipaddress.ip_address(raw)
+
+
+def parse_tap(body: bytes) -> tuple[int, int]:
+    """Return (interface, shared block of its ingress) of an RTM_NEWQDISC body; block 0: none."""
+    _, index, _, _, _ = _TCMSG.unpack_from(body)
+    raw = attrs(body, _TCMSG.size).get(TCA_INGRESS_BLOCK)
+    return index, 0 if raw is None else _U32.unpack(raw)[0]
+
+
+def parse_classifier(body: bytes) -> str:
+    """Return the name of the program in an RTM_NEWTFILTER body, empty if it is another kind."""
+    options = attrs(attrs(body, _TCMSG.size).get(TCA_OPTIONS, b""))
+    return _string(options.get(TCA_BPF_NAME, b""))

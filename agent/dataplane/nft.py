@@ -75,6 +75,11 @@ class Nft:
         objects: list[dict[str, Any]] = json.loads(text)["nftables"]
         return objects
 
+    def chains(self, family: str, name: str) -> set[str]:
+        """Return the names of a table's chains; none without it."""
+        listing = self.table(family, name) or ()
+        return {item["chain"]["name"] for item in listing if "chain" in item}
+
     def _run(self, commands: str, flags: int) -> str:
         self._library.nft_ctx_output_set_flags(self._context, flags)
         code = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())

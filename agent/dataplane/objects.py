@@ -7,11 +7,19 @@ rank (the order in which plans put things: ARP, then FDB, then route).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from agent.dataplane.model import IPAddress, IPInterface, IPNetwork, NetnsRef
+from agent.dataplane.model import (
+    IPAddress,
+    IPInterface,
+    IPNetwork,
+    NetnsRef,
+    Peer,
+    host_route,
+)
+from swarm.errors import InvariantError
 
 Key = tuple[Hashable, ...]
 
@@ -155,6 +163,43 @@ class Inside:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tap:
+    """A device whose incoming packets the programs of a block see first: the way to a shortcut."""
+
+    ifname: str
+    block: int
+    rank: ClassVar[int] = 5
+
+    @property
+    def key(self) -> Key:
+        """Identity."""
+        return ("tap", self.ifname)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortcut:
+    """The program of a block, past the router's IP stack.
+
+    Attributes:
+        way: which of the two it is.
+        name: of this program and no other.
+        devices: without which the kernel forgets the block, and this with it; empty: with the router.
+    """
+
+    way: Literal["in", "out"]
+    name: str
+    devices: frozenset[str] = field(default=frozenset(), compare=False)
+    ifname: ClassVar[None] = None
+    # When all else is there; first to go.
+    rank: ClassVar[int] = 12
+
+    @property
+    def key(self) -> Key:
+        """Identity."""
+        return ("shortcut", self.way)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
     """An address of a router."""
 
@@ -199,6 +244,33 @@ class Fdb:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remotes:
+    """Many remote endpoints of one device and one IP version, as one operation; never observed.
+
+    It is what its parts are; thousands of those, each an object with a key, would take longer to
+    make than the kernel needs for all of it.
+    """
+
+    ifname: str
+    peers: tuple[Peer, ...]
+    rank: ClassVar[int] = 6
+
+    @property
+    def key(self) -> Key:
+        """Identity: none."""
+        raise InvariantError("many remote endpoints are no object with a key")
+
+    def parts(self) -> Iterator[Neighbour | Fdb | Route]:
+        """Yield what it is, in the order of ranks."""
+        for peer in self.peers:
+            yield Neighbour(ifname=self.ifname, ip=peer.ip, mac=peer.mac)
+        for peer in self.peers:
+            yield Fdb(ifname=self.ifname, mac=peer.mac, vtep=peer.vtep)
+        for peer in self.peers:
+            yield Route(target=host_route(peer.ip), kind="unicast", ifname=self.ifname)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ruleset:
     """The nftables tables of a router: their layout, for these VXLAN devices."""
 
@@ -217,11 +289,12 @@ class Ruleset:
 class ExitTable:
     """The nftables table of the ways out, in the daemon's namespace.
 
-    ``closed``: the host did not forward before us, so only our traffic may pass.
+    ``closed``: the IP versions that the host did not forward before us; of these only our traffic
+    may pass.
     """
 
     digest: str
-    closed: bool
+    closed: frozenset[int]
     ifname: ClassVar[None] = None
     rank: ClassVar[int] = 0
 
@@ -235,7 +308,6 @@ class ExitTable:
 class Member:
     """An element of one of the router's nftables sets."""
 
-    family: Literal["inet", "netdev"]
     set: str
     value: str
     ifname: ClassVar[None] = None
@@ -244,7 +316,7 @@ class Member:
     @property
     def key(self) -> Key:
         """Identity."""
-        return ("member", self.family, self.set, self.value)
+        return ("member", self.set, self.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,8 +330,9 @@ class Route:
 
     @property
     def key(self) -> Key:
-        """Identity."""
-        return ("route", self.kind == "local", self.target)
+        """Identity; in numbers, which are quicker to compare than networks are."""
+        to = self.target
+        return ("route", self.kind == "local", to.version, int(to.network_address), to.prefixlen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,9 +451,12 @@ Object = (
     | Vxlan
     | Port
     | Inside
+    | Tap
+    | Shortcut
     | Address
     | Neighbour
     | Fdb
+    | Remotes
     | Ruleset
     | ExitTable
     | Member

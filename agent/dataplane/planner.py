@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from agent.dataplane import names, ruleset
+from agent.dataplane import names, ruleset, shortcut
 from agent.dataplane.model import (
     Endpoint,
     IPAddress,
@@ -18,6 +19,7 @@ from agent.dataplane.model import (
     Network,
     Peer,
     Settings,
+    Subnet,
     host_route,
 )
 from agent.dataplane.objects import (
@@ -37,10 +39,13 @@ from agent.dataplane.objects import (
     Op,
     Port,
     Put,
+    Remotes,
     Route,
     Ruleset,
+    Shortcut,
     State,
     Sysctl,
+    Tap,
     Vxlan,
 )
 from swarm.errors import InvalidArgumentError
@@ -82,8 +87,9 @@ class NetworkState:
         vips: service addresses that the router answers for.
         via: the VXLAN device of each remote address.
         sharers: addresses behind each (device, MAC), for one forwarding entry serves them all.
-        tunnels: addresses behind each remote tunnel address.
+        tunnels: how many addresses are behind each remote tunnel address.
         software: whether checksums must be made before a packet reaches the underlay's device.
+        shortcuts: whether the kernel can take packets past the router's IP stack.
     """
 
     network: Network
@@ -96,8 +102,17 @@ class NetworkState:
     vips: set[IPAddress] = field(default_factory=set)
     via: dict[IPAddress, str] = field(default_factory=dict)
     sharers: dict[tuple[str, str], set[IPAddress]] = field(default_factory=dict)
-    tunnels: dict[IPAddress, set[IPAddress]] = field(default_factory=dict)
+    tunnels: dict[IPAddress, int] = field(default_factory=dict)
     software: bool = False
+    shortcuts: bool = False
+    _ranges: tuple[_Range, ...] = field(init=False)
+    _seen: IPAddress | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._ranges = tuple(
+            _Range.of(subnet, names.vxlan_name(self.network.vni_of(subnet)))
+            for subnet in self.network.subnets
+        )
 
     def add_endpoint(self, endpoint: Endpoint) -> None:
         """Remember a local endpoint; :meth:`check_endpoint` has passed."""
@@ -123,7 +138,7 @@ class NetworkState:
         self.peers[peer.ip] = peer
         self.via[peer.ip] = device
         self.sharers.setdefault((device, peer.mac), set()).add(peer.ip)
-        self.tunnels.setdefault(peer.vtep, set()).add(peer.ip)
+        self.tunnels[peer.vtep] = self.tunnels.get(peer.vtep, 0) + 1
 
     def discard_peer(self, ip: IPAddress) -> Peer | None:
         """Forget a remote endpoint."""
@@ -133,30 +148,47 @@ class NetworkState:
             self.sharers[where].discard(ip)
             if not self.sharers[where]:
                 del self.sharers[where]
-            self.tunnels[peer.vtep].discard(ip)
+            self.tunnels[peer.vtep] -= 1
             if not self.tunnels[peer.vtep]:
                 del self.tunnels[peer.vtep]
         return peer
+
+    def add_newcomers(self, peers: Mapping[IPAddress, Peer], many: Iterable[Remotes]) -> None:
+        """Remember peers for which :meth:`newcomers` has returned ``many``."""
+        self.peers.update(peers)
+        for each in many:
+            for peer in each.peers:
+                self.sharers[each.ifname, peer.mac] = {peer.ip}
+            ours = peers if len(each.peers) == len(peers) else [peer.ip for peer in each.peers]
+            self.via.update(dict.fromkeys(ours, each.ifname))
+            for vtep, count in Counter([peer.vtep for peer in each.peers]).items():
+                self.tunnels[vtep] = self.tunnels.get(vtep, 0) + count
+
+    def forget_peers(self) -> None:
+        """Forget all remote endpoints."""
+        for held in (self.peers, self.via, self.sharers, self.tunnels):
+            held.clear()
 
     def check_peer(self, peer: Peer) -> None:
         """Raise InvalidArgumentError when the record cannot be of this network."""
         if peer.network_id != self.network.id:
             raise InvalidArgumentError(f"peer {peer.ip} is of network {peer.network_id}")
-        subnet = self.network.subnet_of(peer.ip)
-        if subnet is None:
-            raise InvalidArgumentError(f"{peer.ip} is in no subnet of {self.network.name}")
-        if subnet.cidr.prefixlen != peer.prefixlen:
-            raise InvalidArgumentError(f"{peer.ip}/{peer.prefixlen} is not of {subnet.cidr}")
-        if peer.ip == subnet.gateway or not _is_host(peer.ip, subnet.cidr):
+        home = self._range(peer.ip)
+        if home.subnet.prefixlen != peer.prefixlen:
+            raise InvalidArgumentError(f"{peer.ip}/{peer.prefixlen} is not of {home.subnet}")
+        if int(peer.ip) in home.reserved:
             raise InvalidArgumentError(
-                f"{peer.ip} of {subnet.cidr} cannot be a container's address"
+                f"{peer.ip} of {home.subnet} cannot be a container's address"
             )
+        if peer.vtep is self._seen:  # of thousands, most are behind the one before
+            return
         if not _is_tunnel_address(peer.vtep):
             raise InvalidArgumentError(f"{peer.vtep} cannot be a tunnel address")
         if peer.vtep.version != self.settings.vtep.version:
             raise InvalidArgumentError(
                 f"the tunnel address {peer.vtep} of {peer.ip} is of another family than ours"
             )
+        self._seen = peer.vtep
 
     def check_endpoint(self, endpoint: Endpoint) -> None:
         """Raise InvalidArgumentError when the endpoint cannot be of this network."""
@@ -171,10 +203,14 @@ class NetworkState:
                 raise InvalidArgumentError(text)
 
     def _device(self, ip: IPAddress) -> str:
-        subnet = self.network.subnet_of(ip)
-        if subnet is None:
-            raise InvalidArgumentError(f"{ip} is in no subnet of {self.network.name}")
-        return names.vxlan_name(self.network.vni_of(subnet))
+        return self._range(ip).device
+
+    def _range(self, ip: IPAddress) -> _Range:
+        number, version = int(ip), ip.version
+        for each in self._ranges:
+            if each.first <= number <= each.last and each.version == version:
+                return each
+        raise InvalidArgumentError(f"{ip} is in no subnet of {self.network.name}")
 
     def objects(self) -> dict[Key, Object]:
         """Return everything the network's router must hold."""
@@ -182,6 +218,7 @@ class NetworkState:
         found += self.peer_objects(self.peers)
         for ip in self.vips:
             found.append(Route(target=host_route(ip), kind="local"))
+        found += self.shortcut_objects(self.vips)
         for endpoint in self.endpoints.values():
             found += self.endpoint_objects(endpoint)
         return {item.key: item for item in found}
@@ -199,6 +236,19 @@ class NetworkState:
                 devices.append(names.vxlan_name(subnet.vni))
                 yield from self._vxlan(subnet.vni)
         yield ruleset.wanted(devices)
+        if self.shortcuts:
+            # Loopback is no way to anywhere, but always there: it keeps the block.
+            yield Tap(ifname="lo", block=shortcut.BLOCKS["out"])
+            for name in devices:
+                yield Tap(ifname=name, block=shortcut.BLOCKS["in"])
+
+    def shortcut_objects(self, vips: Collection[IPAddress]) -> Iterator[Object]:
+        """Yield the programs past the router's IP stack; none where it translates service addresses."""
+        if not self.shortcuts or vips:
+            return
+        devices = frozenset(names.vxlan_name(vni) for vni in self.network.vnis)
+        yield Shortcut(way="out", name=shortcut.name("out"))
+        yield Shortcut(way="in", name=shortcut.name("in"), devices=devices)
 
     def _vxlan(self, vni: int) -> Iterator[Object]:
         name = names.vxlan_name(vni)
@@ -250,6 +300,8 @@ class NetworkState:
             ("neigh/{}/proxy_delay", "0"),
         ):
             yield Sysctl(path=f"net/ipv4/{key.format(name)}", value=value, ifname=name)
+        if self.shortcuts:
+            yield Tap(ifname=name, block=shortcut.BLOCKS["out"])
         if v6:
             yield Address(ifname=name, address=names.ROUTER_LINK_LOCAL)
         yield ruleset.mac(endpoint.mac)
@@ -283,33 +335,47 @@ class NetworkState:
                 continue
             device = self.via[ip]
             yield Neighbour(ifname=device, ip=ip, mac=peer.mac)
-            # Two records may name one MAC (a router's). Should they disagree about where it is,
-            # every order of events must end in the same entry.
-            last = max(self.sharers[device, peer.mac], key=lambda one: (one.version, one))
-            yield Fdb(ifname=device, mac=peer.mac, vtep=self.peers[last].vtep)
+            sharers = self.sharers[device, peer.mac]
+            vtep = peer.vtep
+            if len(sharers) > 1:
+                # Two records may name one MAC (a router's). Should they disagree about where it is,
+                # every order of events must end in the same entry.
+                last = max(sharers, key=lambda one: (one.version, one))
+                vtep = self.peers[last].vtep
+            yield Fdb(ifname=device, mac=peer.mac, vtep=vtep)
             yield Route(target=host_route(ip), kind="unicast", ifname=device)
 
-    def newcomers(self, peers: Collection[Peer]) -> tuple[Op, ...] | None:
-        """Return the plan for peers of whose addresses and MACs nothing is known; None if any is known.
+    def newcomers(self, peers: Mapping[IPAddress, Peer]) -> tuple[Remotes, ...] | None:
+        """Return what to put for peers of whose addresses and MACs nothing is known; None if any is known.
 
         It is what :func:`plan` would make of them, without the comparison: a list of thousands comes
         when a node takes up a network.
         """
+        if _meet(peers, self.peers) or _meet(peers, self.owners):
+            return None
         places: set[tuple[str, str]] = set()
-        neighbours: list[Op] = []
-        entries: list[Op] = []
-        routes: list[Op] = []
-        for peer in peers:
-            ip = peer.ip
-            device = self._device(ip)
-            place = (device, peer.mac)
-            if ip in self.peers or ip in self.owners or place in self.sharers or place in places:
-                return None
-            places.add(place)
-            neighbours.append(Put(Neighbour(ifname=device, ip=ip, mac=peer.mac)))
-            entries.append(Put(Fdb(ifname=device, mac=peer.mac, vtep=peer.vtep)))
-            routes.append(Put(Route(target=host_route(ip), kind="unicast", ifname=device)))
-        return (*neighbours, *entries, *routes)
+        groups: dict[tuple[str, int], list[Peer]] = {}
+        for peer in peers.values():
+            home = self._range(peer.ip)
+            places.add((home.device, peer.mac))
+            groups.setdefault((home.device, home.version), []).append(peer)
+        if len(places) < len(peers) or not places.isdisjoint(self.sharers):
+            return None
+        return tuple(
+            Remotes(ifname=device, peers=tuple(found)) for (device, _), found in groups.items()
+        )
+
+    def all_peers(self) -> tuple[Remotes, ...] | None:
+        """Return all remote endpoints, to be dropped at once; None if any shares what it has."""
+        if len(self.sharers) < len(self.peers) or _meet(self.peers, self.owners):
+            return None
+        groups: dict[tuple[str, int], list[Peer]] = {}
+        for peer in self.peers.values():
+            home = self._range(peer.ip)
+            groups.setdefault((home.device, home.version), []).append(peer)
+        return tuple(
+            Remotes(ifname=device, peers=tuple(found)) for (device, _), found in groups.items()
+        )
 
     def around(self, ips: Iterable[IPAddress], extra: Iterable[Peer] = ()) -> set[IPAddress]:
         """Return ``ips`` and every address that shares a forwarding entry with one of them."""
@@ -319,6 +385,37 @@ class NetworkState:
         for place in places:
             found |= self.sharers.get(place, set())
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """A subnet as numbers, for what is asked of thousands of addresses."""
+
+    subnet: IPNetwork
+    version: int
+    first: int
+    last: int
+    reserved: frozenset[int]
+    """No container's: the gateway, the range's first and, in IPv4, last address."""
+    device: str
+
+    @classmethod
+    def of(cls, subnet: Subnet, device: str) -> _Range:
+        cidr = subnet.cidr
+        first = int(cidr.network_address)
+        last = first + cidr.num_addresses - 1
+        reserved = {int(subnet.gateway)}
+        if cidr.num_addresses > 2:
+            reserved |= {first} if cidr.version == 6 else {first, last}
+        return cls(cidr, cidr.version, first, last, frozenset(reserved), device)
+
+
+def _meet(some: Mapping[IPAddress, object], others: Mapping[IPAddress, object]) -> bool:
+    """Tell whether two mappings have a key in common. Hashing an address takes longer than finding it."""
+    less, more = (some, others) if len(some) < len(others) else (others, some)
+    if 8 * len(less) < len(more):
+        return any(ip in more for ip in less)
+    return not set(less).isdisjoint(set(more))
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -363,6 +460,8 @@ def plan(wanted: State, observed: State) -> tuple[Op, ...]:
                 drops.append(Drop(old))
         elif flushed and old.rank in {Ruleset.rank, Member.rank}:
             continue  # the new ruleset's transaction starts from nothing
+        elif isinstance(old, Shortcut) and old.devices & lost:
+            continue  # gone with its block
         elif key in wanted:
             kept[key] = old
         else:

@@ -1,11 +1,17 @@
 """The nftables tables of a router namespace, as nft's own text.
 
-``table netdev overswarm``: one ingress chain per VXLAN device. Docker's engines address frames to
+Every rule that a packet meets costs it some 50 ns, so each is where only those packets come by that it
+is about.
+
+``table netdev overswarm``: one ingress chain per VXLAN device. Sets ``local4`` and ``local6`` hold the
+addresses that are on this node, which nobody outside may speak with. Docker's engines address frames to
 the *endpoint's* MAC, which is not the device's, so the kernel takes them for another host's;
 those to a MAC in set ``macs`` are taken in.
 
-``table inet overswarm``: chain ``guard`` (anti-spoofing, before connection tracking) and chain
-``forward``. Sets ``local4`` and ``local6`` hold the addresses that are on this node.
+``table ip6 overswarm``: chain ``guard``, anti-spoofing before connection tracking. In IPv4 a strict
+reverse path (``rp_filter``) at each port does the same, and costs less.
+
+``table inet overswarm``: chain ``forward``.
 
 ``table inet overswarm-services`` is not made here: it is the place of VIP translation
 (:data:`agent.dataplane.names.SERVICES_TABLE`).
@@ -22,28 +28,20 @@ from agent.dataplane.names import PORT_PREFIX, TABLE, VXLAN_PREFIX
 from agent.dataplane.objects import Member, Ruleset
 
 MACS, LOCAL4, LOCAL6 = "macs", "local4", "local6"
-SETS: tuple[tuple[Literal["inet", "netdev"], str, str], ...] = (
-    ("netdev", MACS, "ether_addr"),
-    ("inet", LOCAL4, "ipv4_addr"),
-    ("inet", LOCAL6, "ipv6_addr"),
-)
+SETS = ((MACS, "ether_addr"), (LOCAL4, "ipv4_addr"), (LOCAL6, "ipv6_addr"))
+"""Sets of the netdev table."""
+Family = Literal["netdev", "ip6", "inet"]
+FAMILIES: tuple[Family, ...] = ("netdev", "ip6", "inet")
 CLAMP = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
 _MARK = "layout-"
 _VX, _EP = f'iifname "{VXLAN_PREFIX}*"', f'iifname "{PORT_PREFIX}*"'
-_CHAINS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "guard": (
+_CHAINS: Mapping[tuple[Family, str], tuple[str, tuple[str, ...]]] = {
+    ("ip6", "guard"): (
         "hook prerouting priority -300",
-        (
-            # Nobody outside this node may speak with an address that is on it.
-            f"{_VX} ip saddr @{LOCAL4} drop",
-            f"{_VX} ip6 saddr @{LOCAL6} drop",
-            # A container speaks with its own addresses only. Strict rp_filter does the same for
-            # IPv4; IPv6 has no such sysctl, and one rule for both is one thing to understand.
-            f"{_EP} ip6 saddr != fe80::/10 fib saddr . iif oif missing drop",
-            f"{_EP} meta nfproto ipv4 fib saddr . iif oif missing drop",
-        ),
+        # A container speaks with its own addresses only.
+        (f"{_EP} ip6 saddr != fe80::/10 fib saddr . iif oif missing drop",),
     ),
-    "forward": (
+    ("inet", "forward"): (
         "hook forward priority 0",
         # A peer's mistake about where an endpoint lives must not bounce between two nodes until
         # its TTL ends, nor may anybody use this node as a relay.
@@ -55,7 +53,11 @@ _CHAINS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }
-_INGRESS = f"ether daddr @{MACS} meta pkttype set host"
+_INGRESS = (
+    f"ip saddr @{LOCAL4} drop",
+    f"ip6 saddr @{LOCAL6} drop",
+    f"ether daddr @{MACS} meta pkttype set host",
+)
 
 
 def wanted(devices: Iterable[str]) -> Ruleset:
@@ -69,17 +71,17 @@ def wanted(devices: Iterable[str]) -> Ruleset:
 def build(ruleset: Ruleset) -> str:
     """Return the commands that make the tables anew, sets empty, in one transaction with more."""
     lines = []
-    for family in ("netdev", "inet"):
+    for family in FAMILIES:
         # "add" first: deleting an absent table is an error, adding a present one is not.
         lines += [f"{verb} table {family} {TABLE}" for verb in ("add", "delete", "add")]
-    lines += [f"add set {family} {TABLE} {name} {{ type {kind}; }}" for family, name, kind in SETS]
+    lines += [f"add set netdev {TABLE} {name} {{ type {kind}; }}" for name, kind in SETS]
     for device in sorted(ruleset.devices):
         hook = f'hook ingress device "{device}" priority 0'
         lines.append(f"add chain netdev {TABLE} {device} {{ type filter {hook}; }}")
-        lines.append(f"add rule netdev {TABLE} {device} {_INGRESS}")
-    for chain, (hook, rules) in _CHAINS.items():
-        lines.append(f"add chain inet {TABLE} {chain} {{ type filter {hook}; }}")
-        lines += [f"add rule inet {TABLE} {chain} {rule}" for rule in rules]
+        lines += [f"add rule netdev {TABLE} {device} {rule}" for rule in _INGRESS]
+    for (family, chain), (hook, rules) in _CHAINS.items():
+        lines.append(f"add chain {family} {TABLE} {chain} {{ type filter {hook}; }}")
+        lines += [f"add rule {family} {TABLE} {chain} {rule}" for rule in rules]
     lines.append(f"add chain inet {TABLE} {_MARK}{ruleset.digest}")
     return "\n".join(lines)
 
@@ -87,32 +89,30 @@ def build(ruleset: Ruleset) -> str:
 def destroy() -> str:
     """Return the commands that remove the tables."""
     return "\n".join(
-        f"{verb} table {family} {TABLE}"
-        for family in ("netdev", "inet")
-        for verb in ("add", "delete")
+        f"{verb} table {family} {TABLE}" for family in FAMILIES for verb in ("add", "delete")
     )
 
 
 def element(member: Member, *, add: bool) -> str:
     """Return the command that adds or deletes one set element."""
     verb = "add" if add else "delete"
-    return f"{verb} element {member.family} {TABLE} {member.set} {{ {member.value} }}"
+    return f"{verb} element netdev {TABLE} {member.set} {{ {member.value} }}"
 
 
 def local(ip: IPAddress) -> Member:
     """Return the element that says ``ip`` is on this node."""
-    return Member(family="inet", set=LOCAL4 if ip.version == 4 else LOCAL6, value=str(ip))
+    return Member(set=LOCAL4 if ip.version == 4 else LOCAL6, value=str(ip))
 
 
 def mac(address: str) -> Member:
     """Return the element that takes in frames to ``address``."""
-    return Member(family="netdev", set=MACS, value=address)
+    return Member(set=MACS, value=address)
 
 
 def observed(
-    listings: Mapping[Literal["inet", "netdev"], list[dict[str, Any]] | None],
+    listings: Mapping[Family, list[dict[str, Any]] | None],
 ) -> tuple[Ruleset | None, list[Member]]:
-    """Return the ruleset and set elements in listings of both tables.
+    """Return the ruleset and set elements in listings of the tables.
 
     A table in which a rule or chain is missing or added counts as none: it is then made anew,
     elements included, in one transaction.
@@ -128,8 +128,7 @@ def observed(
             if "set" in item:
                 found = item["set"]
                 members += [
-                    Member(family=family, set=found["name"], value=str(value))
-                    for value in found.get("elem", ())
+                    Member(set=found["name"], value=str(value)) for value in found.get("elem", ())
                 ]
             elif "rule" in item:
                 where = (family, item["rule"]["chain"])
@@ -138,8 +137,10 @@ def observed(
                 devices.add(item["chain"]["name"])
             elif "chain" in item and item["chain"]["name"].startswith(_MARK):
                 digest = item["chain"]["name"].removeprefix(_MARK)
-    expected = {("inet", chain): len(texts) for chain, (_, texts) in _CHAINS.items()}
-    expected |= {("netdev", device): 1 for device in devices}
+    expected: dict[tuple[str, str], int] = {
+        place: len(texts) for place, (_, texts) in _CHAINS.items()
+    }
+    expected |= {("netdev", device): len(_INGRESS) for device in devices}
     if rules != expected:
         return None, []
     return Ruleset(digest=digest, devices=frozenset(devices)), members

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable
 
 from agent.dataplane.executor import Check, Executor
-from agent.dataplane.exits import HOME, IFNAME, Exits
+from agent.dataplane.exits import HOME, IFNAME, Exits, versions
 from agent.dataplane.model import Endpoint, Failure, Settings
 from agent.dataplane.planner import NetworkState, plan
 from swarm.errors import SwarmError
@@ -32,10 +32,10 @@ class Ways:
             return
         before = self.exits.objects()
         if not before:
-            self.exits.closed = not self._run.kernel.forwarding()
+            self.exits.closed = frozenset()
             self.exits.recall(self._run.kernel.observe(HOME, {}))
             self.exits.mtu = self._under() or self.exits.mtu
-        self.exits.add(endpoint)
+        self._add(endpoint)
         after = self.exits.objects()
         try:
             self._run.apply(HOME, plan(after, before))
@@ -48,12 +48,19 @@ class Ways:
                 self._run.undo(error, self._run.kernel.drop_exits)
             raise
 
+    def _add(self, endpoint: Endpoint) -> None:
+        """Note one more, and what the host did before the first of its kind."""
+        for version in versions(endpoint):
+            if version not in self.exits.versions() and not self._run.kernel.forwarding(version):
+                self.exits.closed |= {version}
+        self.exits.add(endpoint)
+
     def close(self, endpoint_id: str) -> None:
         """Take an endpoint's way out, if it has one."""
         if endpoint_id not in self.exits.endpoints:
             return
         before = self.exits.objects()
-        address = self.exits.addresses[endpoint_id]
+        number = self.exits.numbers[endpoint_id]
         endpoint = self.exits.endpoints[endpoint_id]
         self.exits.discard(endpoint_id)
         try:
@@ -63,7 +70,7 @@ class Ways:
                 self._run.kernel.drop_exits()
                 self._run.operations += 1
         except SwarmError:
-            self.exits.addresses[endpoint_id] = address
+            self.exits.numbers[endpoint_id] = number
             self.exits.endpoints[endpoint_id] = endpoint
             raise
 
@@ -90,7 +97,6 @@ class Ways:
     def recall(self) -> None:
         """Forget all, but for the addresses that legs in the kernel have."""
         self.exits = Exits(settings=self._settings)
-        self.exits.closed = not self._run.kernel.forwarding()
         self.exits.recall(self._run.kernel.observe(HOME, {}))
         self.exits.mtu = self._under() or self.exits.mtu
 
@@ -102,10 +108,10 @@ class Ways:
                 if not _wants_exit(state, endpoint):
                     continue
                 try:
-                    self.exits.add(endpoint)
+                    self._add(endpoint)
                 except SwarmError as error:
                     failed.append(Failure(kind="endpoint", id=endpoint.id, text=str(error)))
-        for endpoint_id in self.exits.addresses.keys() - self.exits.endpoints.keys():
+        for endpoint_id in self.exits.numbers.keys() - self.exits.endpoints.keys():
             self.exits.discard(endpoint_id)
         _, texts = self._adopt()
         return failed + [Failure(kind="endpoint", id=IFNAME, text=text) for text in texts]

@@ -7,10 +7,13 @@ other engines program entries for it. The one on the ingress network is (:mod:`a
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from agent.balancer.steering import link_container
 from agent.dataplane.model import IPAddress
 from agent.dataplane.names import ROUTER_LINK_LOCAL
 from agent.discovery.names import NameTable
+from agent.gossip.records import ENDPOINT_TABLE, PEER_TABLE
 from agent.node import records
 from agent.node.mirror import Mirror
 from agent.node.overlay import Overlay, ips_of
@@ -37,6 +40,14 @@ class Announcer:
         self._names = names
         self._balancer = balancer
 
+    def locate(self, attachment: Attachment) -> None:
+        """Tell other nodes where an endpoint is about to be, so that they know the way once it is there.
+
+        What it is called is not told before it can be reached: see :meth:`announce`.
+        """
+        if self._mirror.gossip is not None:
+            self._put(self._mirror.gossip, attachment, (PEER_TABLE,))
+
     def announce(self, overlay: Overlay, attachment: Attachment) -> None:
         """Tell of an endpoint, or of a change in what is told of it."""
         names = records.names_of(attachment)
@@ -47,7 +58,7 @@ class Announcer:
             self.publish(self._mirror.gossip, attachment)
 
     def withdraw(self, overlay: Overlay, attachment: Attachment) -> None:
-        """Take back all that was told, others first: nobody sends to an endpoint about to go."""
+        """Take back whatever was told, others first: nobody sends to an endpoint about to go."""
         if self._mirror.gossip is not None:
             for entry in reversed(records.entries(attachment, self._vtep)):
                 self._mirror.gossip.delete(entry.table, attachment.network_id, entry.key)
@@ -70,9 +81,13 @@ class Announcer:
 
     def publish(self, gossip: GossipPort, attachment: Attachment) -> None:
         """Write an endpoint's records into the gossip tables."""
+        self._put(gossip, attachment, (PEER_TABLE, ENDPOINT_TABLE))
+
+    def _put(self, gossip: GossipPort, attachment: Attachment, tables: Container[str]) -> None:
         gossip.join_network(attachment.network_id)
         for entry in records.entries(attachment, self._vtep):
-            gossip.put(entry.table, attachment.network_id, entry.key, entry.value)
+            if entry.table in tables:
+                gossip.put(entry.table, attachment.network_id, entry.key, entry.value)
 
 
 def steer(overlay: Overlay, attachment: Attachment) -> None:

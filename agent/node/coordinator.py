@@ -220,13 +220,12 @@ class Coordinator:
         async with self._endpoints.lock(request.container_id):
             began = time.monotonic()
             self._check_free(request)
-            task = await self._leases.obtain(request.target, request.container_id, request.wishes)
-            asked = time.monotonic()
             try:
-                self._leases.report(task.id, TaskState.PREPARING, request.container_id)
-                attachment = await self._endpoints.place(task.id, task.networks[0], request)
-            except SwarmError as error:
-                self._leases.give_back(task, error)
+                task = await self._obtain(request)
+                asked = time.monotonic()
+                attachment = await self._place(task, request)
+            except SwarmError:
+                await self._endpoints.serve(request.container_id)  # as before this call
                 raise
             self._leases.settle(task.id)
             self._leases.report(task.id, TaskState.RUNNING, request.container_id)
@@ -239,6 +238,27 @@ class Coordinator:
                 node_ms=round(1000 * (time.monotonic() - asked), 1),
             )
             return attachment
+
+    async def _obtain(self, request: AttachRequest) -> Task:
+        """Get an attachment from a manager; meanwhile the container's name service is made."""
+        task, served = await asyncio.gather(
+            self._leases.obtain(request.target, request.container_id, request.wishes),
+            self._endpoints.greet(request),
+            return_exceptions=True,
+        )
+        if isinstance(task, BaseException):
+            raise task
+        if isinstance(served, BaseException):
+            self._leases.give_back(task, served)
+            raise served
+        return task
+
+    async def _place(self, task: Task, request: AttachRequest) -> Attachment:
+        try:
+            return await self._endpoints.place(task.id, task.networks[0], request)
+        except SwarmError as error:
+            self._leases.give_back(task, error)
+            raise
 
     def _check_free(self, request: AttachRequest) -> None:
         if self.availability is not NodeAvailability.ACTIVE:
@@ -318,8 +338,7 @@ class Coordinator:
                 self._leases.reserve(task_id)
             await self._endpoints.remove(attachment)
             if leased:
-                self._leases.report(task_id, TaskState.COMPLETE, attachment.container_id)
-                self._leases.release(task_id)
+                self._leases.release(task_id)  # which ends the task: there is no more to report
             log.info(
                 "endpoint.detached",
                 container=attachment.container_name,

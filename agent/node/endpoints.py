@@ -157,6 +157,21 @@ class Endpoints:
         if not self.attachments(container_id):
             self._locks.pop(container_id, None)
 
+    async def greet(self, request: AttachRequest) -> None:
+        """Serve names to a container that is about to be on its first network; there are none yet.
+
+        Called while a manager is asked for the address: it takes as long as the rest of an attach.
+        :meth:`serve` ends it again if nothing comes of that.
+
+        Raises:
+            SwarmError: it cannot be served.
+        """
+        if request.container_id not in self._served:
+            await self._discovery.serve(
+                request.container_id, request.netns, networks=(), upstreams=()
+            )
+            self._served.add(request.container_id)
+
     async def serve(self, container_id: str) -> None:
         """Bring a container's name service in line with its networks.
 
@@ -305,7 +320,7 @@ class Endpoints:
         # Interface and name service touch different parts of the namespace: both at once.
         outcomes = await asyncio.gather(
             self._dataplane.plug(endpoint_of(attachment)),
-            self.serve(attachment.container_id),
+            self._introduce(attachment),
             return_exceptions=True,
         )
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
@@ -319,6 +334,11 @@ class Endpoints:
                 await self._unconnect(overlay, attachment)
                 raise
 
+    async def _introduce(self, attachment: Attachment) -> None:
+        """Tell other nodes the way to a container, and the container the names of its networks."""
+        self._announcer.locate(attachment)
+        await self.serve(attachment.container_id)
+
     async def _publish_ports(
         self, overlay: Overlay, attachment: Attachment, wished: tuple[str, ...]
     ) -> Attachment:
@@ -326,11 +346,11 @@ class Endpoints:
         if not (wished and attachment.default_route):
             return attachment
         try:
-            address = await self._dataplane.exit_address(attachment.endpoint_id)
-            if address is None:
+            addresses = await self._dataplane.exit_addresses(attachment.endpoint_id)
+            if not addresses:
                 raise HostError("the container has no leg to the outside")
             ports = self._ports.publish(
-                attachment.endpoint_id, [parse(text) for text in wished], address
+                attachment.endpoint_id, [parse(text) for text in wished], addresses
             )
         except SwarmError:
             await self._unconnect(overlay, attachment)
@@ -349,12 +369,12 @@ class Endpoints:
         """
         overlay = self._overlays[attachment.network_id]
         async with overlay.lock:
-            self._announcer.withdraw(overlay, attachment)
             await self._unconnect(overlay, attachment)
             await self.close_if_unused(overlay)
 
     async def _unconnect(self, overlay: Overlay, attachment: Attachment) -> None:
         """Take an endpoint out of this node, however far it came; the lock is held."""
+        self._announcer.withdraw(overlay, attachment)
         self._ports.withdraw(attachment.endpoint_id)
         await self._dataplane.unplug(attachment.endpoint_id)
         overlay.attachments.pop(attachment.endpoint_id, None)

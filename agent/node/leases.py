@@ -22,7 +22,6 @@ from swarm.errors import (
     DeadlineError,
     HostError,
     PreconditionError,
-    SwarmError,
     UnavailableError,
 )
 from swarm.model import ContainerStatus, NetworkAttachment, Task, TaskState, TaskStatus
@@ -172,7 +171,7 @@ class Leases:
         self._reserved.discard(task_id)
         self._releases.add(task_id)
 
-    def give_back(self, task: Task, error: SwarmError) -> None:
+    def give_back(self, task: Task, error: BaseException) -> None:
         """Report a failed attach and give the task back."""
         about = task.spec.attachment
         container_id = "" if about is None else about.container_id

@@ -12,6 +12,7 @@ start, where it fails the join.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import ipaddress
 import random
@@ -80,6 +81,10 @@ CONFIRM_AFTER: Final = 60.0
 
 CERTIFICATE_CHECK: Final = 30.0
 """Seconds between two looks at a manager's certificate files, which the manager process renews."""
+
+CERTIFICATE_SOON: Final = 0.5
+SOON_CHECKS: Final = 40
+"""The same, and how often, once managers have asked for a renewal or told another root."""
 
 log = structlog.get_logger(component="member")
 
@@ -177,6 +182,8 @@ class Member:
         self._node_known = asyncio.Event()
         self._keys_known = asyncio.Event()
         self._keys_changed = asyncio.Event()
+        self._expected = asyncio.Event()
+        self._soon = 0
         if known.node is not None:
             self._node_known.set()
         if known.keys:
@@ -441,11 +448,16 @@ class Member:
                 if self.gossip is not None:
                     self.gossip.set_seeds(self._seeds())
             case RootOffered():
-                self._take_root(news.root_pem)
+                if self.state.manager:
+                    self._check_soon()  # the manager process keeps the files
+                else:
+                    self._take_root(news.root_pem)
             case RenewalDemanded():
                 role = Role.MANAGER if news.role else Role.WORKER
                 if role is Role.WORKER or not self.state.manager:
                     self._renewal.demand(role)
+                else:
+                    self._check_soon()
             case TaskAssigned() if self.coordinator is not None:
                 if news.task.spec.attachment is not None:
                     self.coordinator.task_assigned(news.task)
@@ -509,7 +521,7 @@ class Member:
     async def _follow_certificate(self) -> None:
         """On a manager, use what its own process renews."""
         while True:
-            await asyncio.sleep(CERTIFICATE_CHECK)
+            await self._until_check()
             if not self.state.manager:
                 continue
             try:
@@ -519,6 +531,22 @@ class Member:
                 continue
             if credentials is not None and credentials != self._credentials:
                 self._install(credentials)
+
+    def _check_soon(self) -> None:
+        """Expect the manager process to change the certificate files."""
+        self._soon = SOON_CHECKS
+        self._expected.set()
+
+    async def _until_check(self) -> None:
+        """Wait until it is time to look at the files."""
+        self._expected.clear()
+        if self._soon:
+            self._soon -= 1
+            await asyncio.sleep(CERTIFICATE_SOON)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CERTIFICATE_CHECK):
+                await self._expected.wait()
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         if self._group is None:

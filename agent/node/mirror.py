@@ -15,6 +15,7 @@ import structlog
 
 from agent.discovery.names import NameTable
 from agent.gossip.changes import ChangeKind, TableChange
+from agent.gossip.config import LAN
 from agent.gossip.records import PEER_TABLE
 from agent.gossip.swim.wire import State
 from agent.node.overlay import Overlay
@@ -22,9 +23,15 @@ from agent.node.seams import DataplanePort, GossipPort
 from swarm.errors import SwarmError
 
 LINGER_NAME: Final = 5.0
-LINGER_PEER: Final = 60.0
-"""Seconds that names and peers of a node outlive the moment gossip holds it for dead; a record for the
-same address by somebody else takes precedence at once."""
+LINGER_PEER: Final = LAN.tombstone_age
+LINGER_INGRESS: Final = 60.0
+"""Seconds that names, peers, and peers on the ingress network outlive the moment gossip holds their node for
+dead; a record for the same address by somebody else takes precedence at once.
+
+Gossip itself keeps such entries hidden for as long as the second and shows them again when the node returns:
+until then perhaps only its agent is dead. On the ingress network clients may have come in at that node, and
+find another way in only when others forget it.
+"""
 
 BATCH: Final = 8
 """More changed peers than this are given to the data plane as one whole list."""
@@ -75,8 +82,8 @@ class Mirror:
                 overlay.note(overlay.peers.fade(change.key))
             else:
                 overlay.fade(change.key)
-            pause = LINGER_PEER if change.table == PEER_TABLE else LINGER_NAME
-            self._lingering[place] = asyncio.get_running_loop().time() + pause
+            now = asyncio.get_running_loop().time()
+            self._lingering[place] = now + _pause(change.table, overlay)
             self._linger_more.set()
             return
         self._lingering.pop(place, None)
@@ -168,3 +175,9 @@ class Mirror:
                         await self.flush(overlay)
                     except SwarmError as error:
                         log.warning("peers.failed", network=overlay.network.id, reason=str(error))
+
+
+def _pause(table: str, overlay: Overlay) -> float:
+    if table != PEER_TABLE:
+        return LINGER_NAME
+    return LINGER_INGRESS if overlay.network.spec.ingress else LINGER_PEER

@@ -103,6 +103,10 @@ class PeerTable:
             return []
         return [PeerChange(put=self._by_key[keys[0]])]
 
+    def fading(self, key: str) -> bool:
+        """Tell whether a record counts only until somebody else claims its address."""
+        return key in self._fading
+
     def claim(self, addresses: Iterable[IPAddress]) -> list[PeerChange]:
         """Note addresses of this node's own endpoints: no record of others counts for them."""
         changes: list[PeerChange] = []

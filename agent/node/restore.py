@@ -154,10 +154,10 @@ class Restore:
             if not attachment.published:
                 continue
             try:
-                address = await self._dataplane.exit_address(attachment.endpoint_id)
-                if address is not None:
+                addresses = await self._dataplane.exit_addresses(attachment.endpoint_id)
+                if addresses:
                     ports = [parse(text) for text in attachment.published]
-                    self._ports.publish(attachment.endpoint_id, ports, address)
+                    self._ports.publish(attachment.endpoint_id, ports, addresses)
             except SwarmError as error:
                 self.error = f"published ports: {error}"
                 log.warning("ports.lost", container=attachment.container_name, reason=str(error))

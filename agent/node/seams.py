@@ -6,7 +6,6 @@ The real classes are checked against these by the type checker; tests put fakes 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from ipaddress import IPv4Address
 from typing import Protocol
 
 from agent.balancer.table import Backend
@@ -107,8 +106,8 @@ class DataplanePort(Protocol):
     async def reconcile(self, wanted: Wanted) -> Report:
         """Take over what an earlier agent left."""
 
-    async def exit_address(self, endpoint_id: str) -> IPv4Address | None:
-        """Return the address of an endpoint's leg to the outside."""
+    async def exit_addresses(self, endpoint_id: str) -> tuple[IPAddress, ...]:
+        """Return the addresses of an endpoint's leg to the outside."""
 
     async def counters(self, network_id: str) -> VxlanCounters:
         """Return a network's traffic."""

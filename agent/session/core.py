@@ -312,7 +312,12 @@ class SessionCore:
         old, self.node = self.node, node
         wanted = node.spec.desired_role
         rotate = node.certificate.status.state is IssuanceState.ROTATE
-        asked = old is not None and old.certificate.status.state is IssuanceState.ROTATE
+        # Asked again after a renewal, whose end a message may have passed over, is asked anew.
+        asked = (
+            old is not None
+            and old.certificate.status.state is IssuanceState.ROTATE
+            and old.certificate.csr == node.certificate.csr
+        )
         if wanted != self._role or (rotate and not asked):
             self._role = wanted
             self._outputs.append(RenewalDemanded(role=wanted))

@@ -23,7 +23,7 @@ class _Page(http.server.BaseHTTPRequestHandler):
     """Answers every path with who is answering, and to whom."""
 
     def do_GET(self) -> None:  # the library's name
-        host, client = socket.gethostname(), self.client_address[0]
+        host, client = socket.gethostname(), self.client_address[0].removeprefix("::ffff:")
         body = f"hello from {host} to {client}\n".encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
@@ -32,9 +32,20 @@ class _Page(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    """Listens in both IP versions, where the kernel has both."""
+
+    address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
 def serve(port: int) -> int:
     """Serve one page over HTTP until killed."""
-    http.server.ThreadingHTTPServer(("", port), _Page).serve_forever()
+    _Server(("", port), _Page).serve_forever()
     return 0
 
 

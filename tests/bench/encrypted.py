@@ -34,6 +34,7 @@ TIMEOUT = 900
 
 def run() -> Sequence[Row]:
     """Measure here, or in the emulated machine where this kernel lacks ESP."""
+    traffic.require_tools()
     with tempfile.TemporaryDirectory(prefix="swarm-bench-") as folder:
         try:
             return measure(Path(folder) / "here")

@@ -7,6 +7,7 @@ Both join two namespaces over the same underlay (a veth), in turns. The hand-mad
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from netns.dataplane.conftest import World, network_of
 
-from bench.table import Row, progress
+from bench.table import Row, SkippedError, progress
 
 ROUNDS = 7
 SECONDS = 1.5
@@ -26,6 +27,7 @@ PORT = 4795
 
 def run() -> Sequence[Row]:
     """Measure TCP, UDP and round trips, in turns."""
+    require_tools()
     with tempfile.TemporaryDirectory(prefix="swarm-bench-") as folder:
         world = World(Path(folder))
         try:
@@ -38,6 +40,17 @@ def run() -> Sequence[Row]:
             ]
         finally:
             world.close()
+
+
+def require_tools() -> None:
+    """Refuse where what measures is missing.
+
+    Raises:
+        SkippedError: and how to get it.
+    """
+    lacking = [name for name in ("iperf3", "ping") if shutil.which(name) is None]
+    if lacking:
+        raise SkippedError(f"needs {' and '.join(lacking)}: apt-get install iperf3 iputils-ping")
 
 
 def overlay(world: World, **more: Any) -> tuple[Any, Any, str]:

@@ -328,6 +328,37 @@ def test_a_containers_port_answers_on_its_host_alone(cluster: Cluster) -> None:
     cluster.remove_network("svc-g")
 
 
+def test_a_port_is_published_in_both_ip_versions(cluster: Cluster) -> None:
+    """Where the network has IPv6: on all addresses, or on one, loopback included."""
+    cluster.network("svc-j", "--ipv6")
+    address = cluster.lab.state.hosts["w1"].address6
+    for name, publish in (("all-j", "30097:8080"), ("lo-j", "[::1]:30096:8080")):
+        words = ("--network", "svc-j", "-p", publish, "--", *PROGRAM, "serve", "8080")
+        cluster.swarm("w1", "run", "-d", "--name", name, "--hostname", name, *words)
+
+    def fetch(host: str, target: str) -> str:
+        words = (*PROGRAM, "fetch", "--timeout", "3", f"http://{target}/")
+        result = cluster.lab.run(host, *words)
+        return result.stdout.strip() or result.stderr
+
+    for host, target, name in (
+        ("w3", f"[{address}]:30097", "all-j"),
+        ("w3", f"{cluster.lab.state.hosts['w1'].address}:30097", "all-j"),
+        ("w1", "[::1]:30096", "lo-j"),
+    ):
+        wait_until(
+            lambda host=host, target=target, name=name: name in fetch(host, target),  # type: ignore[misc]
+            seconds=20,
+            what=lambda host=host, target=target: fetch(host, target),  # type: ignore[misc]
+        )
+    assert "refused" in fetch("w3", f"[{address}]:30096")
+    listed = cluster.swarm("w1", "ps", "--format", "{{.Names}} {{.Ports}}").splitlines()
+    assert "lo-j [::1]:30096->8080/tcp" in listed
+    cluster.remove("w1", "all-j", "lo-j")
+    assert "refused" in fetch("w3", f"[{address}]:30097")
+    cluster.remove_network("svc-j")
+
+
 def test_a_port_bound_to_loopback_answers_the_host_alone(cluster: Cluster) -> None:
     """A process on the host reaches it; a foreign host does not; another container may have the number elsewhere."""
     cluster.network("svc-i")

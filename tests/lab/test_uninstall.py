@@ -18,6 +18,7 @@ FOREIGN = (
 INVENTORY = (
     "ip -o link | sed 's/^[0-9]*: //; s/@.*//; s/:.*//' | sort; ip -o addr | sed 's/^[0-9]*: //' | sort; "
     "ip route | sort; ip -6 route | sort; ip rule; nft -s list ruleset; cat /proc/sys/net/ipv4/ip_forward; "
+    "grep -H . /proc/sys/net/ipv6/conf/*/forwarding /proc/sys/net/ipv6/conf/*/accept_ra; "
     "ss -Hlnu | awk '{print $4}' | sort"
 )
 

@@ -317,7 +317,7 @@ class Mixed:
     def our_table(self, host: str, network_id: str) -> list[Row]:
         """A network's endpoints as our daemon on ``host`` has them, own ones included.
 
-        The ways to a node that died without a word are kept for a minute, in case only its agent died;
+        The ways to a node that died without a word are kept for a while, in case only its agent died;
         they are no part of the gossip tables and left out here.
         """
         with self.cluster.lab.client(host) as client:

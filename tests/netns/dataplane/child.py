@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import ipaddress
 import os
 import pickle
@@ -249,6 +250,28 @@ def fetch(address: str, size: int = 0, port: int = 7777, timeout: float = 5.0) -
             got += len(connection.recv(1 << 16))
         sender.join()
     return seen.decode().strip(), got
+
+
+def refusal(address: str, port: int = 7777, timeout: float = 3.0) -> str:
+    """Return what connecting ends in: the error's name, empty when it succeeds."""
+    try:
+        socket.create_connection((address, port), timeout=timeout).close()
+    except TimeoutError:
+        return "TIMEOUT"
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return ""
+
+
+def advertise(source: str, device: str) -> None:
+    """Send one router advertisement: we are a default router for half an hour (RFC 4861, 4.2)."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sender:
+        sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        index = socket.if_nametoindex(device)
+        sender.bind((source, 0, 0, index))
+        sender.sendto(
+            struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0), ("ff02::1", 0, 0, index)
+        )
 
 
 def segment(address: str, port: int = 7777) -> int:

@@ -128,13 +128,16 @@ class World:
         self.endpoints: dict[str, tuple[Node, Endpoint]] = {}
         self.serial = 0
 
-    def pair(self, *, v6: bool = False, mtu: int = 1500, planes: int = 2) -> tuple[Node, Node]:
+    def pair(
+        self, *, v6: bool = False, mtu: int = 1500, planes: int = 2, shortcuts: bool = True
+    ) -> tuple[Node, Node]:
         """Return two nodes joined by a veth; the first ``planes`` of them run a data plane."""
         pair = []
         for number in (1, 2):
             run_dir = self.directory / f"node{len(self.nodes) + 1}"
             run_dir.mkdir()
             node = Node(number, run_dir, v6=v6)
+            node.settings = replace(node.settings, shortcuts=shortcuts)
             self.nodes.append(node)
             self.children.append(node)
             pair.append(node)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from agent.api.convert import remote_endpoints
 from agent.balancer import Balancer
 from agent.balancer.hostports import HostPorts
 from agent.balancer.mesh import Mesh
@@ -33,6 +34,7 @@ from agent.dataplane.nft import Nft
 from agent.discovery.names import NameTable
 from agent.discovery.service import Discovery
 from agent.gossip.changes import ChangeKind, TableChange
+from agent.gossip.config import LAN
 from agent.gossip.records import (
     ENDPOINT_TABLE,
     PEER_TABLE,
@@ -216,8 +218,9 @@ class FakeGossip:
 
     def put(self, table: str, network: str, key: str, value: bytes) -> None:
         assert network in self.joined
-        self.held[table, network, key] = value
-        self.log.append(("put", table))
+        if self.held.get((table, network, key)) != value:
+            self.held[table, network, key] = value
+            self.log.append(("put", table))
 
     def delete(self, table: str, network: str, key: str) -> None:
         if self.held.pop((table, network, key), None) is not None:
@@ -289,9 +292,9 @@ class FakeDataplane:
     async def counters(self, network_id: str) -> VxlanCounters:
         raise NotFoundError(network_id)
 
-    async def exit_address(self, endpoint_id: str) -> ipaddress.IPv4Address | None:
+    async def exit_addresses(self, endpoint_id: str) -> tuple[ipaddress.IPv4Address, ...]:
         found = self.endpoints.get(endpoint_id)
-        return ipaddress.IPv4Address("172.30.0.2") if found and found.default_route else None
+        return (ipaddress.IPv4Address("172.30.0.2"),) if found and found.default_route else ()
 
     async def within(self, network_id: str, step: Callable[[Nft], Any]) -> Any:
         raise NotFoundError(network_id)
@@ -448,8 +451,11 @@ async def test_attach_does_everything_in_order(world: World) -> None:
     assert attachment.addresses == ("10.0.1.2/24",)
     assert attachment.mac == "02:42:0a:00:01:02"
     assert attachment.interface == "eth0"
-    steps = [entry[0] for entry in world.log if entry[0] != "report"]
-    assert steps == ["ask", "join", "put_network", "plug", "serve", "put", "put"]
+    # The container can ask for names before there are any. Others learn the way while the kernel works, and
+    # the name when it leads somewhere.
+    steps = [entry[0] for entry in world.log]
+    assert steps == ["ask", "serve", "join", "put_network", "put", "plug", "put", "report"]
+    assert world.discovery.served == {CONTAINER: (network().id,)}
     assert [entry[1] for entry in world.log if entry[0] == "put"] == [PEER_TABLE, ENDPOINT_TABLE]
     assert world.session.statuses == {"task2": TaskState.RUNNING}
     records = {table: value for (table, _, _), value in world.gossip.held.items()}
@@ -478,7 +484,6 @@ async def test_detach_is_the_reverse_and_takes_the_network_with_it(world: World)
         "stop",
         "leave",
         "remove_network",
-        "report",
         "release",
     ]
     assert [entry[1] for entry in world.log if entry[0] == "delete"] == [ENDPOINT_TABLE, PEER_TABLE]
@@ -558,6 +563,11 @@ async def test_an_unknown_network_is_the_managers_word(world: World) -> None:
     async with world.start() as coordinator:
         with pytest.raises(NotFoundError, match="network nope not found"):
             await coordinator.attach(request("nope"))
+        assert world.discovery.served == {}
+        await coordinator.attach(request())
+        with pytest.raises(NotFoundError, match="network nope not found"):
+            await coordinator.attach(request("nope"))
+        assert world.discovery.served == {CONTAINER: (network().id,)}
 
 
 async def test_a_drained_node_says_so_at_once(world: World) -> None:
@@ -625,17 +635,44 @@ async def test_a_kernel_that_refuses_leaves_nothing_behind(world: World, step: s
         assert coordinator.overlays() == []
         assert world.run.attachments() == []
         assert world.gossip.joined == set()
+        assert world.discovery.served == {}
         assert ("report", "task2", "FAILED") in world.log
         await coordinator.attach(request())
 
 
-async def test_a_failing_name_service_unplugs_again(world: World) -> None:
+async def test_a_kernel_that_refuses_takes_back_where_the_endpoint_was_to_be(world: World) -> None:
+    async with world.start() as coordinator:
+        await coordinator.attach(request(container_id="d" * 64, container_name="other"))
+        before = dict(world.gossip.held)
+        world.log.clear()
+        world.dataplane.errors["plug"] = [HostError("no veth in this kernel")]
+        with pytest.raises(HostError, match="no veth"):
+            await coordinator.attach(request())
+        assert [e for e in world.log if e[0] in {"put", "delete"}] == [
+            ("put", PEER_TABLE),
+            ("delete", PEER_TABLE),
+        ]
+        assert world.gossip.held == before
+
+
+async def test_without_a_name_service_the_attachment_is_given_back(world: World) -> None:
     world.discovery.errors = [HostError("no nftables")]
     async with world.start() as coordinator:
         with pytest.raises(HostError, match="no nftables"):
             await coordinator.attach(request())
+        await until(lambda: ("release", "task2") in world.log)
+        assert not [entry for entry in world.log if entry[0] in {"put_network", "plug"}]
+        assert world.run.attachments() == []
+
+
+async def test_a_failing_name_service_unplugs_a_services_endpoint_again(world: World) -> None:
+    world.discovery.errors = [HostError("no nftables")]
+    async with world.start() as coordinator:
+        with pytest.raises(HostError, match="no nftables"):
+            await service_endpoint(coordinator)
         assert world.dataplane.endpoints == {}
         assert world.run.attachments() == []
+        assert not world.gossip.held
 
 
 async def test_a_caller_that_goes_away_does_not_stop_an_attach(world: World) -> None:
@@ -910,6 +947,35 @@ class TestGossip:
             assert len(world.dataplane.peers) == 1
             await world.dataplane.told.wait()
             assert len(world.dataplane.peers) == 0
+
+    async def test_a_dead_owners_peers_stay_as_long_as_gossip_may_show_them_again(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its containers may run on; but who came in at that node finds another way in sooner."""
+        monkeypatch.setattr("agent.node.mirror.LINGER_INGRESS", 0.02)
+        ordinary, ingress = network(2).id, network(1).id
+        async with world.start() as coordinator:
+            coordinator.node_changed(ingress_node())
+            await until(lambda: bool(identities(world)))
+            world.session.networks["backend2"] = network(2)
+            await coordinator.attach(request(target="backend2"))
+            changes = [
+                peer_change("k1", "10.0.1.9/24"),
+                replace(peer_change("k2", "10.0.2.9/24"), network=ordinary),
+            ]
+            for change in changes:
+                coordinator.gossip_changed(change)
+            await until(lambda: {net for net, _ in world.dataplane.peers} == {ordinary, ingress})
+            kept = coordinator.overlay(ordinary)
+            assert [each.endpoint_id for each in remote_endpoints(kept)] == ["k2"]
+            world.gossip.states["other"] = State.DEAD
+            for change in changes:
+                coordinator.gossip_changed(replace(change, kind=ChangeKind.DELETE))
+            assert not remote_endpoints(kept), "shown is what gossip knows"
+            await until(lambda: {net for net, _ in world.dataplane.peers} == {ordinary})
+            (due,) = coordinator._mirror._lingering.values()
+            left = due - asyncio.get_running_loop().time()
+            assert left == pytest.approx(LAN.tombstone_age, abs=30)
 
     async def test_a_dead_owners_backend_gets_flows_only_while_there_is_no_other(
         self, world: World

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.dataplane import names
+from agent.dataplane import forwarding, names
 from agent.dataplane.executor import HomeRoute
 from agent.dataplane.exits import HOME
 from agent.dataplane.model import (
@@ -39,8 +39,10 @@ from agent.dataplane.objects import (
     Op,
     Policy,
     Port,
+    Remotes,
     Route,
     Ruleset,
+    Shortcut,
     State,
     Sysctl,
     Vxlan,
@@ -67,6 +69,7 @@ class FakeKernel:
         self.routes: tuple[HomeRoute, ...] = ()
         self.applied = 0
         self.fail_after: int | None = None
+        self.quick = True
 
     # --- what the engine asks ----------------------------------------------------------------
 
@@ -98,9 +101,9 @@ class FakeKernel:
                 self._drop_link(self.home, item)
         self.home.clear()
 
-    def forwarding(self) -> bool:
-        """Return what the host did before us."""
-        return False
+    def forwarding(self, version: int) -> bool:
+        """Tell whether the switch is on; the host did not forward before us."""
+        return ("sysctl", forwarding.PATHS[version]) in self.home
 
     def _place(self, name: str) -> dict[Key, Object]:
         places = {HOME: self.home, SHIELD: self.shield}
@@ -117,6 +120,10 @@ class FakeKernel:
     def underlay_device(self) -> tuple[int, str] | None:
         """Return what the test set."""
         return self.device
+
+    def shortcuts(self) -> bool:
+        """Return what the test set."""
+        return self.quick
 
     def prove_encryption(self) -> None:
         """Refuse when the test says what is lacking."""
@@ -163,10 +170,12 @@ class FakeKernel:
 
     def observe(self, name: str, wanted: State) -> dict[Key, Object]:
         """Return what is held."""
+        place = self._place(name)
         return {
             key: item
-            for key, item in self._place(name).items()
-            if key in wanted or not isinstance(item, Sysctl | Inside)
+            for key, item in place.items()
+            if (key in wanted or not isinstance(item, Sysctl | Inside))
+            and self._has_block(place, item)
         }
 
     def observe_insides(self, name: str, wanted: State) -> dict[Key, Object]:
@@ -182,10 +191,12 @@ class FakeKernel:
                     raise HostError("injected")
                 self.fail_after -= 1
             self.applied += 1
-            if isinstance(op, Drop):
-                self._drop(self._place(name), op.object)
-            else:
-                self._put(self._place(name), op.object)
+            parts = op.object.parts() if isinstance(op.object, Remotes) else (op.object,)
+            for part in parts:
+                if isinstance(op, Drop):
+                    self._drop(self._place(name), part)
+                else:
+                    self._put(self._place(name), part)
             # Guards and VNIs that follow each other are one transaction.
             if self.watched and not (after and isinstance(after.object, Guards | Cover)):
                 self.assert_closed()
@@ -223,6 +234,8 @@ class FakeKernel:
                 assert {("link", device) for device in item.devices} <= held.keys()
                 for key in [key for key, old in held.items() if isinstance(old, Member)]:
                     del held[key]
+            case Shortcut():
+                assert {("tap", device) for device in item.devices or {"lo"}} <= held.keys()
             case Member():
                 assert ("ruleset",) in held, "an element before its set"
             case Guards():
@@ -253,11 +266,25 @@ class FakeKernel:
     def _drop_link(self, held: dict[Key, Object], link: Vxlan | Port) -> None:
         for key in [key for key, item in held.items() if item.ifname == link.name]:
             del held[key]
+        way_in = held.get(("shortcut", "in"))
+        if (
+            isinstance(way_in, Shortcut)
+            and link.name in way_in.devices
+            and not self._has_block(held, way_in)
+        ):
+            del held[way_in.key]
         ruleset = held.get(("ruleset",))
         if isinstance(ruleset, Ruleset) and link.name in ruleset.devices:
             held[ruleset.key] = replace(ruleset, devices=ruleset.devices - {link.name})
         if isinstance(link, Port) and link.netns is not None:
             self.boxes.get(link.netns.path, set()).discard(link.inside_ifname)
+
+    @staticmethod
+    def _has_block(held: dict[Key, Object], item: Object) -> bool:
+        """Tell whether a device keeps the block that the object is in, if it is in one."""
+        if not isinstance(item, Shortcut):
+            return True
+        return any(("tap", device) in held for device in item.devices or {"lo"})
 
     def end_box(self, path: str) -> None:
         """End a container: its ends of all veths vanish, and so do ours."""

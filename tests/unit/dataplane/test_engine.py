@@ -369,7 +369,7 @@ def test_the_local_endpoint_wins_over_a_record_with_its_address(
     engine.put_network(make.network(1))
     net = make.network(1).id
     engine.set_peers(net, [make.peer(1, 2)])
-    key = ("route", False, ipaddress.ip_network("10.0.1.2/32"))
+    key = Route(target=ipaddress.ip_network("10.0.1.2/32"), kind="unicast").key
     engine.plug(make.endpoint(1, 2))
     assert kernel.held[net[:12]][key].ifname.startswith("ep")
     engine.set_peers(net, [make.peer(1, 2, vtep=3)])
@@ -388,14 +388,15 @@ def test_an_address_has_one_container_one_way_out(
         engine.put_network(make.network(number))
     engine.plug(make.endpoint(1, 2, out=True))
     engine.plug(make.endpoint(1, 3, out=True))
-    addresses = sorted(str(ip) for ip in engine._ways.exits.addresses.values())
+    exits = engine._ways.exits
+    addresses = sorted(str(*exits.addresses(endpoint_id)) for endpoint_id in exits.endpoints)
     assert addresses == ["172.30.0.2", "172.30.0.3"]
     with pytest.raises(ConflictError):
         engine.plug(make.endpoint(2, 2, out=True))
     engine.plug(make.endpoint(2, 2))
     engine.unplug(make.endpoint(1, 2).id)
     engine.plug(make.endpoint(1, 4, out=True))
-    assert str(engine._ways.exits.addresses[make.endpoint(1, 4).id]) == "172.30.0.2"
+    assert str(*exits.addresses(make.endpoint(1, 4).id)) == "172.30.0.2"
     agree(engine, kernel)
 
 

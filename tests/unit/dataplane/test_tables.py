@@ -10,16 +10,16 @@ from agent.dataplane import ruleset
 
 def listing(built: ruleset.Ruleset) -> dict[Any, Any]:
     """Return what libnftables lists right after :func:`ruleset.build`."""
-    inet: list[dict[str, Any]] = [{"set": {"name": "local4", "elem": ["10.0.1.1"]}}]
-    netdev: list[dict[str, Any]] = [{"set": {"name": "macs"}}]
+    tables: dict[Any, list[dict[str, Any]]] = {family: [] for family in ruleset.FAMILIES}
+    tables["netdev"].append({"set": {"name": "local4", "elem": ["10.0.1.1"]}})
     for line in ruleset.build(built).splitlines():
         words = line.split()
-        where = netdev if words[2] == "netdev" else inet
+        where = tables[words[2]]
         if words[:2] == ["add", "chain"]:
             where.append({"chain": {"name": words[4]}})
         elif words[:2] == ["add", "rule"]:
             where.append({"rule": {"chain": words[4]}})
-    return {"inet": inet, "netdev": netdev}
+    return tables
 
 
 def test_what_is_built_is_recognised() -> None:
@@ -33,7 +33,7 @@ def test_what_is_built_is_recognised() -> None:
 def test_any_missing_or_added_rule_makes_it_unrecognised() -> None:
     """Then the whole is built anew in one transaction."""
     built = ruleset.wanted(["vx-001000"])
-    for family in ("inet", "netdev"):
+    for family in ruleset.FAMILIES:
         whole = listing(built)
         for i, item in enumerate(whole[family]):
             if "rule" in item:
@@ -47,7 +47,7 @@ def test_any_missing_or_added_rule_makes_it_unrecognised() -> None:
 def test_the_build_starts_from_nothing() -> None:
     """Tables are deleted and made in the same transaction, so no packet meets half of it."""
     lines = ruleset.build(ruleset.wanted(["vx-001000"])).splitlines()
-    for family in ("netdev", "inet"):
+    for family in ruleset.FAMILIES:
         table = f"table {family} overswarm"
         assert [line for line in lines if line.endswith(table)] == [
             f"add {table}",

@@ -274,6 +274,22 @@ def test_rotate_demands_a_renewal_once_per_demand() -> None:
     assert len(demands) == 2
 
 
+def test_rotate_after_a_renewal_is_another_demand() -> None:
+    """Managers may ask again before we hear that the renewal in between was noted."""
+    core = opened()
+    asked = [
+        replace(
+            NODE,
+            certificate=Certificate(csr=csr, status=IssuanceStatus(state=IssuanceState.ROTATE)),
+        )
+        for csr in (b"first", b"second")
+    ]
+    for node in (asked[0], asked[0], asked[1], asked[1]):
+        core.on_session(core.epoch, update(node=node), 1.0)
+    demands = [each for each in core.take_outputs() if isinstance(each, RenewalDemanded)]
+    assert len(demands) == 2
+
+
 def test_restart_registers_at_once_and_without_a_penalty() -> None:
     core = opened()
     weight = core.managers.weight(M1)
