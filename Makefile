@@ -19,7 +19,7 @@ help:
 	@echo "make test-all  the same, and long faults, and a stock kernel under emulation"
 	@echo "make check   format, lint, types, layering, spelling"
 	@echo "make soak    simulated managers under every fault at once: SEEDS=1000 FIRST=0 (CORES=1: raft cores alone)"
-	@echo "make bench   measurements, each as a ratio against a floor in the same run (root)"
+	@echo "make bench   measurements, each as a ratio against a floor in the same run (root); ONLY=\"traffic encrypted\": of these"
 
 $(STAMP): pyproject.toml deploy/build_stubs.py deploy/prepare.sh $(shell find proto -name '*.proto')
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash deploy/prepare.sh
@@ -63,8 +63,10 @@ CORES ?=
 soak: $(STAMP)
 	@PYTHONPATH=tests $(BIN)/python -m support.managers.soak --seeds $(SEEDS) --first $(FIRST) $(if $(CORES),--cores)
 
+ONLY ?=
+
 bench: $(STAMP)
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench $(ONLY)
 
 clean:
 	rm -rf $(VENV) swarm/api/docker swarm/api/networkdb swarm/api/overswarm

@@ -145,7 +145,7 @@ def new_cluster(
         root_ca=RootCA(
             ca_key=root.key_pem or b"",
             ca_cert=root.cert_pem,
-            ca_cert_hash="sha256:" + hashlib.sha256(root.cert_pem).hexdigest(),
+            ca_cert_hash=root_hash(root.cert_pem),
             join_tokens=JoinTokens(worker=tokens.worker, manager=tokens.manager),
         ),
         network_bootstrap_keys=keys.keys,
@@ -199,9 +199,34 @@ def own_availability(config: ManagerConfig) -> NodeAvailability:
     return _AVAILABILITY[config.availability]
 
 
+def root_hash(root_pem: bytes) -> str:
+    """Return the digest of a root as the cluster object has it."""
+    return "sha256:" + hashlib.sha256(root_pem).hexdigest()
+
+
 def signing_ca(cluster: Cluster) -> SigningCA:
-    """Return the CA that signs for the cluster."""
-    return SigningCA(cert_pem=cluster.root_ca.ca_cert, key_pem=cluster.root_ca.ca_key or None)
+    """Return the CA that signs for the cluster: while the root is being replaced, the new one.
+
+    Its certificates come with what leads from the new root to the old one, which everybody trusts still.
+    """
+    root = cluster.root_ca
+    if root.root_rotation is None:
+        return SigningCA(cert_pem=root.ca_cert, key_pem=root.ca_key or None)
+    return SigningCA(
+        cert_pem=root.ca_cert,
+        key_pem=root.root_rotation.ca_key or None,
+        intermediates_pem=root.root_rotation.cross_signed_ca_cert,
+    )
+
+
+def trusted_roots(cluster: Cluster) -> bytes:
+    """Return the roots that a manager believes, PEM: the cluster's, and the one that will replace it.
+
+    Nodes are told of the new one at the end. A manager that misses the end is still found by the others,
+    whose next certificates come without a way to the old root.
+    """
+    root = cluster.root_ca
+    return root.ca_cert + (b"" if root.root_rotation is None else root.root_rotation.ca_cert)
 
 
 def certificate_validity(cluster: Cluster) -> timedelta:

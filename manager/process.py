@@ -30,6 +30,7 @@ from manager.api.server import (
 )
 from manager.ca.clients import newly_refused
 from manager.ca.issuer import OwnIssuer
+from manager.ca.reconciler import rotate_root
 from manager.ca.renewal import OwnCertificate
 from manager.ca.service import CertificateAuthority, NodeCertificates
 from manager.causes import first_cause
@@ -200,10 +201,11 @@ class Manager:
         )
         await self._found(identity)
         credentials = await own.ensure()
-        self._dialer.reload(credentials)
+        believing = own.trusting(credentials)
+        self._dialer.reload(believing)
         await lock.follow()
         front = self._front = TlsFront(
-            upstream=self.paths.front, credentials=credentials, listen=[self.config.listen]
+            upstream=self.paths.front, credentials=believing, listen=[self.config.listen]
         )
         hub = Hub(backend, self._rng)
         services = offered(
@@ -240,10 +242,11 @@ class Manager:
             lambda: promote_learners(raft),
             lambda: follow_roles(backend, raft),
             Reaper(backend).run,
+            lambda: rotate_root(backend),
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._fail_on_broken())
-            group.create_task(self._watch(front, hub, lock, age))
+            group.create_task(self._watch(front, hub, lock, age, own))
             group.create_task(leadership.run(duties))
             group.create_task(forwarder.run())
             for server in (tls, local):
@@ -322,8 +325,10 @@ class Manager:
         await asyncio.to_thread(self._keystore.save, credentials, self._unlock_key)
         log.info("swarm.founded", cluster=identity.cluster_id, node=identity.node_id)
 
-    async def _watch(self, front: TlsFront, hub: Hub, lock: Lock, age: KeyAge) -> None:
-        """React to what the store says: removed nodes are cut off, the lock follows its key."""
+    async def _watch(
+        self, front: TlsFront, hub: Hub, lock: Lock, age: KeyAge, own: OwnCertificate
+    ) -> None:
+        """React to what the store says: removed nodes are cut off, lock and certificate follow."""
         raft = self._require_raft()
         raft.on_status(lambda _: hub.wake_all())
         while True:
@@ -331,6 +336,7 @@ class Manager:
             for cluster in self.store.view.clusters.all():
                 age.note(cluster.encryption_key_lamport_clock, cluster.meta.updated_at)
             await self._look(lock, age)
+            own.look()
             try:
                 async for commit in watch:
                     for change in commit.changes:
@@ -338,6 +344,8 @@ class Manager:
                             front.disconnect(change.old.id)
                         for refused in newly_refused(change.old, change.new):
                             front.disconnect(refused)
+                    if any(isinstance(change.new, Cluster | Node) for change in commit.changes):
+                        own.look()
                     if any(isinstance(change.new, Cluster) for change in commit.changes):
                         await self._look(lock, age)
             except StaleError:

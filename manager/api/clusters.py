@@ -14,6 +14,7 @@ from manager.api.filters import by_name, has_labels
 from manager.api.server import Context
 from manager.api.wire import encoded
 from manager.ca.authority import new_join_tokens
+from manager.ca.rotation import follow_config
 from manager.cluster import NAME, SUBSYSTEM_UNLOCK, redacted
 from manager.store import Transaction
 from swarm.api import codec
@@ -70,8 +71,8 @@ class Clusters:
         def build(tx: Transaction) -> None:
             cluster = tx.clusters.require(cluster_id)
             same_version(cluster.meta, version)
-            _check_ca(cluster.spec, spec)
-            cluster = replace(cluster, spec=spec)
+            root = follow_config(cluster.root_ca, spec.ca_config, now=self._backend.clock.now())
+            cluster = replace(cluster, spec=_without_root(spec), root_ca=root)
             cluster = with_new_tokens(
                 cluster, worker=rotation.worker_join_token, manager=rotation.manager_join_token
             )
@@ -112,18 +113,16 @@ def _check(spec: ClusterSpec) -> None:
     expiry = spec.ca_config.node_cert_expiry
     if expiry is not None and expiry < MIN_EXPIRY:
         raise InvalidArgumentError("minimum certificate expiry time is: 1h0m0s")
+    if spec.ca_config.external_cas:
+        raise UnimplementedError("external certificate authorities are not offered")
     heartbeat = spec.dispatcher.heartbeat_period
     if heartbeat is not None and heartbeat < 0:
         raise InvalidArgumentError("heartbeat time period cannot be a negative duration")
 
 
-def _check_ca(old: ClusterSpec, new: ClusterSpec) -> None:
-    before, after = old.ca_config, new.ca_config
-    if after.external_cas:
-        raise UnimplementedError("external certificate authorities are not offered")
-    # A client that sends back what it was shown sends neither key nor certificate of its own.
-    if after.force_rotate != before.force_rotate or after.signing_ca_cert or after.signing_ca_key:
-        raise UnimplementedError("rotation of the root CA is not offered yet")
+def _without_root(spec: ClusterSpec) -> ClusterSpec:
+    """Drop a given root and its key: the cluster object has them where they belong, once."""
+    return replace(spec, ca_config=replace(spec.ca_config, signing_ca_cert=b"", signing_ca_key=b""))
 
 
 def _name(cluster: Cluster) -> str:

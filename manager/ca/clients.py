@@ -18,7 +18,7 @@ from manager.api.checks import required
 from manager.api.server import Context
 from manager.api.servicespecs import check_name
 from manager.api.wire import encoded
-from manager.cluster import BLACKLIST_MARGIN, certificate_validity, signing_ca
+from manager.cluster import BLACKLIST_MARGIN, certificate_validity, signing_ca, trusted_roots
 from manager.store import RepeatedError, Transaction
 from swarm.api.overswarm.v1 import scheduler_pb2
 from swarm.errors import ConflictError, ExhaustedError, InvalidArgumentError, NotFoundError
@@ -82,7 +82,7 @@ class ClientCertificates:
         certificate, client = await self._backend.once(caller, build, repeated=repeated)
         log.info("client_certificate.issued", name=name, cn=cn)
         answer = scheduler_pb2.CreateClientCertificateResponse(
-            root=self._store.view.clusters.only().root_ca.ca_cert,
+            root=trusted_roots(self._store.view.clusters.only()),
             certificate=certificate,
             managers=sorted(status.addr for status in self._backend.managers().values()),
         )

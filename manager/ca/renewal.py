@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime
 from typing import Final, Protocol
 
 import structlog
 
 from manager.clock import Clock
-from manager.cluster import certificate_validity, signing_ca
+from manager.cluster import certificate_validity, signing_ca, trusted_roots
 from manager.store import Store
 from swarm.errors import InvariantError, PreconditionError, SwarmError, UnavailableError
 from swarm.identity.certs import (
@@ -24,7 +25,7 @@ from swarm.identity.certs import (
     verify_chain,
 )
 from swarm.identity.keystore import KeyStore, LockedError
-from swarm.model import Cluster
+from swarm.model import Cluster, IssuanceState
 
 LONGEST_NAP: Final = 3600.0
 """Seconds between two looks at the wall clock, which may be set meanwhile."""
@@ -79,6 +80,7 @@ class OwnCertificate:
         self._unlock_key = unlock_key
         self._issue = issue
         self._unrecorded = False
+        self._changed = asyncio.Event()
 
     async def ensure(self) -> Credentials:
         """Return usable credentials: the stored ones, or ones made here where those are of no use.
@@ -96,9 +98,18 @@ class OwnCertificate:
         if not clusters:
             return self._require(stored)
         if stored is not None and self._usable(stored, clusters[0]):
-            return stored
+            return await self._under(stored, clusters[0])
         self._unrecorded = True
         return await asyncio.to_thread(self._make, clusters[0])
+
+    async def _under(self, credentials: Credentials, cluster: Cluster) -> Credentials:
+        """Return credentials with the cluster's root, stored so."""
+        if credentials.root_pem == cluster.root_ca.ca_cert:
+            return credentials
+        changed = replace(credentials, root_pem=cluster.root_ca.ca_cert)
+        await asyncio.to_thread(self._keystore.save, changed, self._unlock_key())
+        log.info("certificate.root.changed", node=self._identity.node_id)
+        return changed
 
     def _require(self, stored: Credentials | None) -> Credentials:
         """Return what a manager has whose store is empty yet: the certificate it joined with."""
@@ -125,13 +136,23 @@ class OwnCertificate:
         return made
 
     def _usable(self, credentials: Credentials, cluster: Cluster) -> bool:
-        if credentials.cert_pem is None or credentials.root_pem != cluster.root_ca.ca_cert:
+        if credentials.cert_pem is None:
             return False
         try:
-            found = verify_chain(credentials.cert_pem, credentials.root_pem, self._clock.now())
+            found = verify_chain(credentials.cert_pem, cluster.root_ca.ca_cert, self._clock.now())
         except CertificateError:
             return False
         return found == self._identity
+
+    def trusting(self, credentials: Credentials) -> Credentials:
+        """Return credentials with all roots that this manager believes now."""
+        for cluster in self._store.view.clusters.all():
+            return replace(credentials, root_pem=trusted_roots(cluster))
+        return credentials
+
+    def look(self) -> None:
+        """Hear that the cluster or a node has changed."""
+        self._changed.set()
 
     async def renew(self) -> Credentials:
         """Get a certificate for a new key, store both, and return them.
@@ -141,30 +162,41 @@ class OwnCertificate:
         """
         key, csr = await asyncio.to_thread(new_key_and_csr)
         certificate = await self._issue(csr)
-        root = self._store.view.clusters.only().root_ca.ca_cert
-        if verify_chain(certificate, root, self._clock.now()) != self._identity:
+        cluster = self._store.view.clusters.only()
+        # The leader may have ended a rotation of which we have not heard yet.
+        if verify_chain(certificate, trusted_roots(cluster), self._clock.now()) != self._identity:
             raise UnavailableError("the leader issued a certificate of another role")
-        credentials = Credentials(root_pem=root, cert_pem=certificate, key_pem=key)
+        credentials = Credentials(
+            root_pem=cluster.root_ca.ca_cert, cert_pem=certificate, key_pem=key
+        )
         await asyncio.to_thread(self._keystore.save, credentials, self._unlock_key())
         self._unrecorded = False
         log.info("certificate.renewed", node=self._identity.node_id)
         return credentials
 
     async def run(self, credentials: Credentials, renewed: Callable[[Credentials], None]) -> None:
-        """Renew between 50 and 80 % of each certificate's life, until cancelled.
+        """Renew between 50 and 80 % of each certificate's life, or when asked; follow the root.
+
+        Runs until cancelled.
 
         Args:
             credentials: in use now.
-            renewed: takes the new ones into use.
+            renewed: takes others into use, with all roots to believe (:meth:`trusting`).
         """
         pause = RETRY
+        used = credentials
         while True:
             assert credentials.cert_pem is not None  # noqa: S101  # a manager always has one
-            if not self._unrecorded:
-                await self._until(renewal_time(credentials.cert_pem, self._rng))
+            when = renewal_time(credentials.cert_pem, self._rng)
             try:
+                while not self._due(when):
+                    self._changed.clear()
+                    credentials = await self._follow_root(credentials)
+                    if self.trusting(credentials) != used:
+                        renewed(used := self.trusting(credentials))
+                    await self._nap(when)
                 credentials = await self.renew()
-                renewed(credentials)
+                renewed(used := self.trusting(credentials))
                 pause = RETRY
             except InvariantError:
                 raise
@@ -173,6 +205,23 @@ class OwnCertificate:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_RETRY)
 
-    async def _until(self, when: datetime) -> None:
-        while (left := (when - self._clock.now()).total_seconds()) > 0:  # noqa: ASYNC110  # a time, not an event
-            await asyncio.sleep(min(left, LONGEST_NAP))
+    async def _follow_root(self, credentials: Credentials) -> Credentials:
+        for cluster in self._store.view.clusters.all():
+            changed = credentials.root_pem != cluster.root_ca.ca_cert
+            if changed and self._usable(credentials, cluster):
+                return await self._under(credentials, cluster)
+        return credentials
+
+    def _due(self, when: datetime) -> bool:
+        node = self._store.view.nodes.get(self._identity.node_id)
+        asked = node is not None and node.certificate.status.state is IssuanceState.ROTATE
+        return self._unrecorded or asked or when <= self._clock.now()
+
+    async def _nap(self, when: datetime) -> None:
+        """Wait until a time, but not for ever, or until something has changed."""
+        left = max((when - self._clock.now()).total_seconds(), 0)
+        try:
+            async with asyncio.timeout(min(left, LONGEST_NAP)):
+                await self._changed.wait()
+        except TimeoutError:
+            pass

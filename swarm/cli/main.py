@@ -13,6 +13,7 @@ from swarm.errors import SwarmError
 
 _COMMANDS: Final = {
     "attach": "swarm.cli.namespace:attach",
+    "ca": "swarm.cli.authority:ca",
     "client-cert": "swarm.cli.clientcert:client_cert",
     "completion": "swarm.cli.shell:completion",
     "daemon": "swarm.cli.daemon:daemon",

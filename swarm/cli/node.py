@@ -22,7 +22,17 @@ from swarm.cli.parse import label_match, pairs
 from swarm.cli.several import for_each
 from swarm.client import Client, connect
 from swarm.errors import NotFoundError
-from swarm.model import Node, NodeAvailability, NodeMembership, NodeRole, Reachability, Task
+from swarm.identity.certs import issuer_id
+from swarm.model import (
+    Cluster,
+    Node,
+    NodeAvailability,
+    NodeMembership,
+    NodeRole,
+    NodeTLSInfo,
+    Reachability,
+    Task,
+)
 
 _CALL_SECONDS = 30
 _COLUMNS = {
@@ -95,7 +105,7 @@ def ls(host: str | None, asked: Listing) -> None:
     with connect(host) as client:
         nodes = all_nodes(client)
         own = client.local.Info(local_pb2.InfoRequest(), timeout=_CALL_SECONDS).node_id
-        root = the_cluster(client).root_ca.ca_cert
+        wanted = _wanted_tls(the_cluster(client))
     rows = []
     for each in nodes:
         if not _matches(each, asked.chosen):
@@ -109,7 +119,7 @@ def ls(host: str | None, asked: Listing) -> None:
                 "Status": each.status.state.name.capitalize(),
                 "Availability": each.spec.availability.name.capitalize(),
                 "ManagerStatus": _manager_status(each),
-                "TLSStatus": _tls_status(each, root),
+                "TLSStatus": _tls_status(each, wanted),
                 "EngineVersion": _engine(each),
             }
         )
@@ -133,11 +143,19 @@ def _matches(node: Node, chosen: Mapping[str, list[str]]) -> bool:
     )
 
 
-def _tls_status(node: Node, root: bytes) -> str:
+def _tls_status(node: Node, wanted: NodeTLSInfo) -> str:
     info = node.description.tls_info if node.description is not None else None
     if info is None or not info.trust_root:
         return "Unknown"
-    return "Ready" if info.trust_root == root else "Needs Rotation"
+    return "Ready" if info == wanted else "Needs Rotation"
+
+
+def _wanted_tls(cluster: Cluster) -> NodeTLSInfo:
+    """Return what every node is to say of itself: of the root that is to come, while there is one."""
+    rotation = cluster.root_ca.root_rotation
+    root = cluster.root_ca.ca_cert if rotation is None else rotation.ca_cert
+    subject, key = issuer_id(root)
+    return NodeTLSInfo(trust_root=root, cert_issuer_subject=subject, cert_issuer_public_key=key)
 
 
 @node.command()

@@ -39,6 +39,9 @@ MANAGER_NAME: Final = "swarm-manager"
 """The server name managers answer to; equal to the manager role."""
 
 ROOT_VALIDITY: Final = timedelta(seconds=630_720_000)
+MIN_ROOT_VALIDITY: Final = timedelta(days=365)
+"""What a root that a person brings must still be good for, as in Docker."""
+
 ROOT_BACKDATE: Final = timedelta(minutes=5)
 NODE_BACKDATE: Final = timedelta(hours=1)
 """How far before now a certificate starts, for nodes whose clocks are behind."""
@@ -244,6 +247,42 @@ class RootCA:
         signed = builder.not_valid_after(end).sign(signer, hashes.SHA256())
         return signed.public_bytes(serialization.Encoding.PEM) + self.intermediates_pem
 
+    def cross_sign(self, other_pem: bytes) -> bytes:
+        """Vouch for another root: return its certificate with this root's signature instead of its own, PEM.
+
+        Name, key, dates and constraints are the other root's, so that what it has signed leads to either.
+        The authority key id is this root's: without one, OpenSSL takes a certificate of one name on both
+        sides for self-signed.
+
+        Args:
+            other_pem: one root certificate.
+
+        Raises:
+            CertificateError: it cannot be read, or is no CA.
+            PreconditionError: this root has no private key here.
+
+        Source:
+            SwarmKit ``ca/certificates.go``, ``CrossSignCACertificate``.
+        """
+        other = certificates_untrusted(other_pem)[0]
+        _check_strength(other)
+        if not _is_ca(other):
+            raise CertificateError(Fault.PURPOSE, "the certificate is not that of a CA")
+        signer, issuer = self._signer()
+        key = other.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)  # noqa: S101  # by the check
+        constraints = other.extensions.get_extension_for_class(x509.BasicConstraints).value
+        builder = _builder(other.subject, issuer.subject, key, other.not_valid_before_utc)
+        for extension, critical in (
+            (_key_usage(signs_certificates=True), True),
+            (constraints, True),
+            (_subject_key(other, key), False),
+            (_authority_key(issuer), False),
+        ):
+            builder = builder.add_extension(extension, critical=critical)
+        signed = builder.not_valid_after(other.not_valid_after_utc).sign(signer, hashes.SHA256())
+        return signed.public_bytes(serialization.Encoding.PEM)
+
     def _signer(self) -> tuple[ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, x509.Certificate]:
         if self.key_pem is None:
             raise PreconditionError("this process holds no signing key of the cluster's root CA")
@@ -279,6 +318,53 @@ def new_root(now: datetime) -> RootCA:
         .sign(key, hashes.SHA256())
     )
     return RootCA(cert_pem=cert.public_bytes(serialization.Encoding.PEM), key_pem=_key_pem(key))
+
+
+def given_root_untrusted(cert_pem: bytes, key_pem: bytes, now: datetime) -> RootCA:
+    """Take a root certificate and its private key from a person; return them in our own form.
+
+    Args:
+        cert_pem: one self-signed CA certificate, good for another year at least.
+        key_pem: its private key, PKCS#8 or SEC1, not encrypted.
+        now: aware time.
+
+    Raises:
+        CertificateError: the certificate cannot be a root; the text says why.
+        InvalidArgumentError: the key cannot be read, or is another certificate's.
+    """
+    found = certificates_untrusted(cert_pem)
+    if len(found) > 1:
+        raise CertificateError(
+            Fault.MALFORMED, "the desired CA certificate cannot contain multiple certificates"
+        )
+    (root,) = found
+    _check_strength(root)
+    if not _is_ca(root) or not _signed_by(root, root):
+        raise CertificateError(
+            Fault.PURPOSE, "the desired CA certificate is not that of a self-signed CA"
+        )
+    _check_dates(root, now, "the desired CA certificate")
+    if root.not_valid_after_utc < now + MIN_ROOT_VALIDITY:
+        raise CertificateError(Fault.EXPIRED, "CA certificate expires too soon")
+    if len(key_pem) > MAX_PEM:
+        raise InvalidArgumentError(f"the CA key is larger than {MAX_PEM} bytes")
+    try:
+        key = _load_key(key_pem)
+    except ValueError as error:
+        raise InvalidArgumentError(f"the CA key is of no use: {error}") from error
+    if _spki(key.public_key()) != _spki(root.public_key()):
+        raise InvalidArgumentError("the CA key does not belong to the CA certificate")
+    return RootCA(cert_pem=pem_of(found), key_pem=_key_pem(key))
+
+
+def same_key(one_pem: bytes, other_pem: bytes) -> bool:
+    """Say whether the first certificates of two bundles have one public key.
+
+    Raises:
+        CertificateError: one cannot be read.
+    """
+    keys = [_spki(certificates_untrusted(pem)[0].public_key()) for pem in (one_pem, other_pem)]
+    return keys[0] == keys[1]
 
 
 def new_key_and_csr() -> tuple[bytes, bytes]:
@@ -437,6 +523,26 @@ def issuer_of(leaf_pem: bytes, root_pem: bytes, now: datetime) -> x509.Certifica
     return chain[1] if len(chain) > 1 else anchor
 
 
+def issuer_id(pem: bytes) -> tuple[bytes, bytes]:
+    """Return what :class:`TlsInfo` says of a certificate as an issuer: subject and public key, DER.
+
+    Raises:
+        CertificateError: it cannot be read.
+    """
+    cert = certificates_untrusted(pem)[0]
+    return cert.subject.public_bytes(), _spki(cert.public_key())
+
+
+def signed_under(leaf_pem: bytes, root_pem: bytes) -> bool:
+    """Say whether the first certificate of a bundle has the signature of a root, or of what has its key.
+
+    Raises:
+        CertificateError: one of them cannot be read.
+    """
+    leaf, root = certificates_untrusted(leaf_pem)[0], certificates_untrusted(root_pem)[0]
+    return _signed_by(leaf, root)
+
+
 def tls_info(credentials: Credentials, now: datetime) -> TlsInfo:
     """Describe a node's certificate to managers, so that they can follow a root rotation.
 
@@ -513,7 +619,14 @@ def _authority_key(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _subject_key(cert: x509.Certificate, key: _PublicKey) -> x509.SubjectKeyIdentifier:
+    try:
+        return cert.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return x509.SubjectKeyIdentifier.from_public_key(key)
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -524,7 +637,9 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _load_key(key_pem: bytes) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
     try:
         key = serialization.load_pem_private_key(key_pem, password=None)
-    except (TypeError, UnsupportedAlgorithm) as error:
+    except TypeError as error:
+        raise ValueError("the private key is encrypted") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise ValueError("the private key cannot be read") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise ValueError("the private key is neither ECDSA nor RSA")  # noqa: TRY004  # content, not type

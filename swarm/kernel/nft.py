@@ -17,9 +17,18 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from swarm.errors import HostError, SwarmError
+from swarm.kernel.descriptors import lowest_free
 
 LIBRARY: Final = "libnftables.so.1"
+LAST_DESCRIPTOR: Final = 1023
+"""libnftables waits for its socket with select(2), and a descriptor beyond FD_SETSIZE aborts the process.
+
+Whoever opens descriptors by the thousand keeps them above it: :func:`swarm.kernel.descriptors.lifted`.
+"""
+
 _OUTPUT_JSON: Final = 1 << 4  # NFT_CTX_OUTPUT_JSON, nftables/libnftables.h
+_SPARE: Final = 24
+"""Descriptors that other threads may open between the look and the opening."""
 
 Command = Mapping[str, Any]
 
@@ -58,11 +67,15 @@ class Nft:
     ones are fine.
 
     Raises:
-        HostError: the library is missing, or netlink cannot be opened.
+        HostError: the library is missing, netlink cannot be opened, or too many files are open.
     """
 
     def __init__(self) -> None:
         self._library = _load()
+        if (free := lowest_free()) > LAST_DESCRIPTOR - _SPARE:
+            raise HostError(
+                f"too many open files for nftables: the next one would be number {free}"
+            )
         context = self._library.nft_ctx_new(0)
         if not context:
             raise HostError("libnftables could not open its netlink socket")

@@ -255,7 +255,7 @@ def test_a_shell_completes_names(mixed: Mixed, network: str) -> None:
         ("network", "create"), ("network", "ls"), ("network", "inspect"), ("network", "rm"),
         ("network", "connect"), ("network", "disconnect"), ("network", "prune"), ("network", "list"),
         ("node", "ls"), ("node", "ps"), ("node", "inspect"), ("node", "update"), ("node", "rm"), ("node", "promote"),
-        ("swarm", "init"), ("swarm", "join"), ("swarm", "leave"), ("swarm", "join-token"),
+        ("swarm", "init"), ("swarm", "join"), ("swarm", "leave"), ("swarm", "join-token"), ("swarm", "ca"),
     ],
     ids=" ".join,
 )  # fmt: skip

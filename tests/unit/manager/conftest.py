@@ -223,23 +223,31 @@ class Engine:
             dispatcher_pb2.SessionRequest(description=self.description(), session_id=session_id),
             wait_for_ready=True,
         )
-        journal = Journal()
-        tasks = [asyncio.create_task(journal.read(call))]
-        await journal.until(lambda j: j.messages or j.end)
-        if journal.end is not None:
-            raise journal.end
-        found = journal.messages[0].session_id
-        beat = await stub.Heartbeat(
-            dispatcher_pb2.HeartbeatRequest(session_id=found), timeout=DEADLINE
+        journal, assignments = Journal(), Journal()
+        session = Session(
+            id="",
+            session=journal,
+            assignments=assignments,
+            tasks=[asyncio.create_task(journal.read(call))],
+            calls=[call],
         )
-        assert beat.period.ToNanoseconds() > 0
-        assignments = Journal()
-        stream = stub.Assignments(dispatcher_pb2.AssignmentsRequest(session_id=found))
-        tasks.append(asyncio.create_task(assignments.read(stream)))
-        await assignments.until(lambda j: j.messages or j.end)
-        return Session(
-            id=found, session=journal, assignments=assignments, tasks=tasks, calls=[call, stream]
-        )
+        try:
+            await journal.until(lambda j: j.messages or j.end)
+            if journal.end is not None:
+                raise journal.end  # noqa: TRY301  # what register() is called for
+            session.id = journal.messages[0].session_id
+            beat = await stub.Heartbeat(
+                dispatcher_pb2.HeartbeatRequest(session_id=session.id), timeout=DEADLINE
+            )
+            assert beat.period.ToNanoseconds() > 0
+            stream = stub.Assignments(dispatcher_pb2.AssignmentsRequest(session_id=session.id))
+            session.calls.append(stream)
+            session.tasks.append(asyncio.create_task(assignments.read(stream)))
+            await assignments.until(lambda j: j.messages or j.end)
+        except BaseException:
+            await session.close()
+            raise
+        return session
 
     async def attach(self, target: str, *addresses: str, container: str = "c" * 64) -> str:
         """Ask for an attachment; return its id."""

@@ -394,7 +394,7 @@ class TestClusters:
                 "INVALID_ARGUMENT",
             ),
             (lambda r: setattr(r.cluster_version, "index", 1), "UNKNOWN"),
-            (lambda r: setattr(r.spec.ca_config, "force_rotate", 1), "UNIMPLEMENTED"),
+            (lambda r: r.spec.ca_config.external_cas.add(url="https://ca"), "UNIMPLEMENTED"),
             (lambda r: r.ClearField("spec"), "INVALID_ARGUMENT"),
             (lambda r: r.ClearField("cluster_version"), "INVALID_ARGUMENT"),
             (lambda r: setattr(r, "cluster_id", "other"), "NOT_FOUND"),
