@@ -4,7 +4,7 @@
 - ``nodes``: Info, Init, Join, Leave.
 - ``containers``: create, start, attach, exec, stop, remove, wait, list, logs.
 - ``networks``: connect and disconnect, foreign namespaces, what is on which network.
-- ``workloads``: what the latter two do, without gRPC.
+- ``workloads``: what the latter two do, without gRPC; ``namespaces``: one namespace under several paths.
 - ``control``: ``docker.swarmkit.v1.Control`` handed to the manager process byte for byte.
 - ``convert``: our objects as messages.
 

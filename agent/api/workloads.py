@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, Final
 
 import structlog
 
+from agent.api.namespaces import Namespaces
 from agent.balancer.hostports import parse
 from agent.node import host
 from agent.node.coordinator import Coordinator
@@ -92,6 +92,7 @@ class Workloads:
         self.runtime = runtime
         self.node = node
         self._rng = rng
+        self._namespaces = Namespaces()
         runtime.on_exit = self._exited
 
     async def create(self, options: ContainerOptions) -> Workload:
@@ -216,7 +217,7 @@ class Workloads:
             SwarmError: see :meth:`Coordinator.attach`.
         """
         coordinator = self.node.coordinator()
-        known = await asyncio.to_thread(_same_namespace, netns, coordinator.attachments())
+        known = await asyncio.to_thread(self._namespaces.find, netns, coordinator.attachments())
         container_id = secrets.token_hex(32) if known is None else known.container_id
         if not name:
             name = container_id[:12] if known is None else known.container_name
@@ -334,22 +335,3 @@ def _check_published(wishes: Sequence[Wish], done: Sequence[Attachment]) -> None
         raise PreconditionError(
             "no port can be published: all networks of the container are internal"
         )
-
-
-def _same_namespace(netns: str, attachments: Sequence[Attachment]) -> Attachment | None:
-    """Return an endpoint in the same namespace, whatever path it was named by."""
-    identity = _identity(netns)
-    if identity is None:
-        return None
-    for entry in attachments:
-        if entry.foreign and _identity(entry.netns) == identity:
-            return entry
-    return None
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)  # noqa: PTH116  # a namespace file, not a path to work with
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

@@ -24,6 +24,9 @@ unreachable routes for the rest. No layer-2 domain spans the containers of a nod
 port limit and no broadcast to lose; packets between containers have their TTL lowered by one per
 node they pass. Two networks share nothing.
 
+Packets between two known addresses pass a router that translates nothing without its IP stack
+(:mod:`~agent.dataplane.shortcut`), by its routes and neighbours all the same.
+
 A container that asks for a default route gets a second leg into the daemon's namespace, with
 masquerade (:mod:`~agent.dataplane.exits`), unless its network is internal.
 
@@ -31,8 +34,8 @@ An encrypted network travels in ESP or not at all (:mod:`~agent.dataplane.shield
 and guards are in the daemon's namespace before its first device, and hold without this process.
 
 Layers, from pure to impure: ``model`` (wanted state), ``names``, ``mtu``, ``objects``,
-``ruleset``, ``exits``, ``crypto``, ``guards``, ``planner``, ``netlink`` and ``xfrm`` (bytes),
-``observed``; ``channel``, ``nft``, ``namespace``, ``sysctl``, ``underlay``, ``monitor``;
+``ruleset``, ``shortcut``, ``exits``, ``crypto``, ``guards``, ``planner``, ``netlink`` and ``xfrm`` (bytes),
+``observed``; ``channel``, ``bpf``, ``programs``, ``nft``, ``namespace``, ``sysctl``, ``underlay``, ``monitor``;
 ``inside``, ``ipsec`` and ``kernel`` (observe, apply); ``executor``, ``ways``, ``shield`` and ``engine`` (memory and decisions, synchronous, in the one worker thread); ``dataplane`` (asyncio).
 
 More: ``docs/dataplane.md``.

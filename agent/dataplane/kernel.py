@@ -18,7 +18,6 @@ from typing import TypeVar
 import structlog
 
 from agent.dataplane import (
-    bpf,
     chamber,
     ethtool,
     exits,
@@ -29,6 +28,7 @@ from agent.dataplane import (
     namespace,
     netlink,
     observed,
+    programs,
     ruleset,
     shortcut,
     sysctl,
@@ -77,6 +77,7 @@ from agent.dataplane.objects import (
 from agent.dataplane.planner import keyed
 from agent.dataplane.reaper import Reaper
 from agent.dataplane.shield import SHIELD
+from agent.dataplane.shortcut import Way
 from agent.dataplane.underlay import Underlay
 from swarm.errors import (
     ConflictError,
@@ -113,7 +114,7 @@ class Kernel:
         self._reaper = Reaper()
         self._chamber: Chamber | None = None
         self._sysctls = sysctl.Source()
-        self._programs: dict[str, int] | None = None
+        self._programs: dict[Way, int] | None = None
         self._open: dict[str, _Router] = {}
         self._adopt(exits.HOME, os.dup(self._home))
 
@@ -122,8 +123,7 @@ class Kernel:
         self._reaper.close()
         self.close_chamber()
         self._sysctls.close()
-        for fd in (self._programs or {}).values():
-            os.close(fd)
+        programs.close(self._programs or {})
         for router in list(self._open.values()):
             self._forget(router)
         self._ipsec.close()
@@ -280,7 +280,7 @@ class Kernel:
             self._programs = {}
             try:
                 with _host_errors():
-                    self._programs = _loaded(self._home)
+                    self._programs = programs.load(self._home)
             except HostError as error:
                 log.info("shortcuts.missing", reason=str(error))
         return bool(self._programs)
@@ -344,7 +344,7 @@ class Kernel:
         for version in (4, 6):
             found += observed.route_objects(dump(netlink.all_routes(version)), known)
         if name != exits.HOME:
-            found += _observed_shortcuts(router.channel, known)
+            found += programs.observed(router.channel, known)
         found += self._observed_ruleset(router)
         found += self._observed_sysctls(router, wanted)
         indexes = {device: index for index, device in known.items()}
@@ -554,42 +554,6 @@ class Kernel:
             elif self.shortcuts() and self._programs is not None:
                 program = self._programs[item.way]
                 router.channel.check([netlink.classifier(block, item.name, program)])
-
-
-def _loaded(home: int) -> dict[str, int]:
-    """Return descriptors of the programs of shortcuts, proved to be taken by devices of this kernel."""
-    programs: dict[str, int] = {}
-    try:
-        for way in shortcut.BLOCKS:
-            name = f"overswarm_{way}"
-            programs[way] = bpf.load(name, shortcut.program(way), shortcut.TERMS)
-        with namespace.scratch(home):
-            channel = Channel()
-            with contextlib.closing(channel):
-                messages = [netlink.tap(LOOPBACK, 1, add=True)]
-                messages += [netlink.classifier(1, "try", fd) for fd in programs.values()]
-                channel.check(messages)
-    except BaseException:
-        for fd in programs.values():
-            os.close(fd)
-        raise
-    return programs
-
-
-def _observed_shortcuts(channel: Channel, known: dict[int, str]) -> Iterator[Object]:
-    taps = [netlink.parse_tap(body) for body in channel.dump(netlink.all_taps())]
-    held = {block for _, block in taps}
-    for index, block in taps:
-        if block and index in known:
-            yield Tap(ifname=known[index], block=block)
-    for way, block in shortcut.BLOCKS.items():
-        if block not in held:
-            continue
-        on = frozenset(known[i] for i, each in taps if each == block and i in known) - {"lo"}
-        for body in channel.dump(netlink.all_classifiers(block)):
-            name = netlink.parse_classifier(body)
-            if name:
-                yield Shortcut(way=way, name=name, devices=on if way == "in" else frozenset())
 
 
 @contextlib.contextmanager

@@ -282,6 +282,14 @@ class NetworkState:
             inside_ifname=endpoint.ifname,
             inside_mac=endpoint.mac,
         )
+        # First of all, for a strict reverse path is what keeps it from speaking for others.
+        for key, value in (
+            ("conf/{}/proxy_arp", "1"),
+            ("conf/{}/rp_filter", "1"),
+            # New devices start at 0.8 s, and a child namespace has no default to set.
+            ("neigh/{}/proxy_delay", "0"),
+        ):
+            yield Sysctl(path=f"net/ipv4/{key.format(name)}", value=value, ifname=name)
         yield Inside(
             ifname=name,
             netns=endpoint.netns,
@@ -293,13 +301,6 @@ class NetworkState:
             v6=v6,
             hop_mac=mac,
         )
-        for key, value in (
-            ("conf/{}/proxy_arp", "1"),
-            ("conf/{}/rp_filter", "1"),
-            # New devices start at 0.8 s, and a child namespace has no default to set.
-            ("neigh/{}/proxy_delay", "0"),
-        ):
-            yield Sysctl(path=f"net/ipv4/{key.format(name)}", value=value, ifname=name)
         if self.shortcuts:
             yield Tap(ifname=name, block=shortcut.BLOCKS["out"])
         if v6:
@@ -353,24 +354,25 @@ class NetworkState:
         """
         if _meet(peers, self.peers) or _meet(peers, self.owners):
             return None
-        places: set[tuple[str, str]] = set()
-        groups: dict[tuple[str, int], list[Peer]] = {}
-        for peer in peers.values():
-            home = self._range(peer.ip)
-            places.add((home.device, peer.mac))
-            groups.setdefault((home.device, home.version), []).append(peer)
-        if len(places) < len(peers) or not places.isdisjoint(self.sharers):
+        many = self._grouped(peers.values())
+        places = {(each.ifname, peer.mac) for each in many for peer in each.peers}
+        if len(places) < len(peers) or any(place in self.sharers for place in places):
             return None
-        return tuple(
-            Remotes(ifname=device, peers=tuple(found)) for (device, _), found in groups.items()
-        )
+        return many
 
     def all_peers(self) -> tuple[Remotes, ...] | None:
         """Return all remote endpoints, to be dropped at once; None if any shares what it has."""
         if len(self.sharers) < len(self.peers) or _meet(self.peers, self.owners):
             return None
+        return self._grouped(self.peers.values())
+
+    def _grouped(self, peers: Collection[Peer]) -> tuple[Remotes, ...]:
+        if not peers:
+            return ()
+        if len(self._ranges) == 1:
+            return (Remotes(ifname=self._ranges[0].device, peers=tuple(peers)),)
         groups: dict[tuple[str, int], list[Peer]] = {}
-        for peer in self.peers.values():
+        for peer in peers:
             home = self._range(peer.ip)
             groups.setdefault((home.device, home.version), []).append(peer)
         return tuple(

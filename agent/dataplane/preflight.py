@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from agent.dataplane import ipsec, names, namespace, netlink, ruleset
+from agent.dataplane import ipsec, names, namespace, netlink, programs, ruleset
 from agent.dataplane.channel import Channel
 from agent.dataplane.model import Finding, Settings
 from agent.dataplane.nft import Nft
@@ -78,6 +78,7 @@ def _features(settings: Settings) -> Iterator[Finding]:
         yield Finding(name="esp", level="warning", text=f"encrypted networks are refused: {error}")
     else:
         yield Finding(name="esp", level="ok", text="the kernel can carry encrypted networks")
+    yield _shortcuts()
     if not _in_first_mount_namespace():
         yield Finding(
             name="mounts",
@@ -95,6 +96,19 @@ def _features(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding(name="vtep", level="ok", text=f"the underlay's MTU is {mtu}")
+
+
+def _shortcuts() -> Finding:
+    home = namespace.open_own()
+    try:
+        programs.close(programs.load(home))
+    except (HostError, OSError) as error:
+        text = f"packets take the long way through routers: {error}"
+        return Finding(name="shortcuts", level="warning", text=text)
+    finally:
+        os.close(home)
+    text = "plain packets pass routers without their IP stack"
+    return Finding(name="shortcuts", level="ok", text=text)
 
 
 def _try_router(fd: int, settings: Settings) -> None:

@@ -18,6 +18,7 @@ from agent.discovery.names import NameTable
 from agent.discovery.server import Connection, Datagrams, Server, Shared
 from agent.discovery.tables import Tables
 from swarm.errors import HostError, NotFoundError, PreconditionError, SwarmError
+from swarm.kernel.descriptors import lifted
 from swarm.kernel.netns import in_netns, loopback_up
 from swarm.kernel.nft import NftError
 
@@ -254,10 +255,10 @@ def _bind(kind: socket.SocketKind, port: int) -> socket.socket:
             if not port:
                 raise
             handle.bind((redirect.ADDRESS, 0))  # somebody took the old port in the meantime
+        return lifted(handle)
     except OSError:
         handle.close()
         raise
-    return handle
 
 
 def _clean(netns_path: str, tables: Tables) -> None:

@@ -386,7 +386,7 @@ class Coordinator:
             return
         attachment = self._endpoints.by_task(task.id)
         if attachment is None:
-            self.sweep()
+            self._leases.sweep((task,))
         elif task.desired_state > TaskState.RUNNING and self._leases.reserve(task.id):
             self._jobs.start(self._detach(attachment.endpoint_id))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -91,6 +91,8 @@ class Endpoints:
         self._endpoint_ids = endpoint_ids
         self._order = 0
         self._served: set[str] = set()
+        self._of_container: dict[str, dict[str, Attachment]] = {}
+        self._of_task: dict[str, Attachment] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
     # -- questions -------------------------------------------------------------------------
@@ -102,7 +104,10 @@ class Endpoints:
 
     def attachments(self, container_id: str | None = None) -> list[Attachment]:
         """Return this node's endpoints (of one container), oldest first."""
-        found = [each for each in self._every() if container_id in {None, each.container_id}]
+        if container_id is None:
+            found = [e for overlay in self._overlays.values() for e in overlay.attachments.values()]
+        else:
+            found = list(self._of_container.get(container_id, {}).values())
         return sorted(found, key=lambda attachment: attachment.order)
 
     def find(self, endpoint_id: str) -> Attachment | None:
@@ -114,10 +119,7 @@ class Endpoints:
 
     def by_task(self, task_id: str) -> Attachment | None:
         """Return the endpoint of an attachment task; services' tasks are others' affair."""
-        for attachment in self._every():
-            if attachment.attachment_id == task_id and attachment.service is None:
-                return attachment
-        return None
+        return self._of_task.get(task_id)
 
     def overlay(self, text: str) -> Overlay:
         """Return a network in use here by id, name or id prefix.
@@ -142,9 +144,28 @@ class Endpoints:
             raise NotFoundError(f"network {text} is not in use on this node")
         return matching[0]
 
-    def _every(self) -> Iterator[Attachment]:
-        for overlay in self._overlays.values():
-            yield from overlay.attachments.values()
+    def _note(self, overlay: Overlay, attachment: Attachment) -> None:
+        """Take an endpoint, or its successor, into all lists."""
+        known = overlay.attachments.get(attachment.endpoint_id)
+        if known is not None and self._of_task.get(known.attachment_id) is known:
+            del self._of_task[known.attachment_id]
+        overlay.attachments[attachment.endpoint_id] = attachment
+        others = self._of_container.setdefault(attachment.container_id, {})
+        others[attachment.endpoint_id] = attachment
+        if attachment.service is None:
+            self._of_task[attachment.attachment_id] = attachment
+
+    def _strike(self, overlay: Overlay, endpoint_id: str) -> None:
+        """Take an endpoint out of all lists; an unknown one is fine."""
+        known = overlay.attachments.pop(endpoint_id, None)
+        if known is None:
+            return
+        others = self._of_container[known.container_id]
+        del others[endpoint_id]
+        if not others:
+            del self._of_container[known.container_id]
+        if self._of_task.get(known.attachment_id) is known:
+            del self._of_task[known.attachment_id]
 
     # -- containers ------------------------------------------------------------------------
 
@@ -263,14 +284,13 @@ class Endpoints:
 
     def adopt(self, overlay: Overlay, attachment: Attachment) -> None:
         """Take over an endpoint that an earlier agent plugged."""
-        overlay.attachments[attachment.endpoint_id] = attachment
+        self._note(overlay, attachment)
         overlay.peers.claim(ips_of(attachment))
         self._order = max(self._order, attachment.order)
 
     def replace(self, attachment: Attachment) -> None:
         """Write a changed endpoint down."""
-        overlay = self._overlays[attachment.network_id]
-        overlay.attachments[attachment.endpoint_id] = attachment
+        self._note(self._overlays[attachment.network_id], attachment)
         self._run.save_attachment(attachment)
 
     def _attachment(
@@ -316,7 +336,7 @@ class Endpoints:
         self._run.save_attachment(attachment)
         overlay.note(overlay.peers.claim(ips_of(attachment)))
         await self._mirror.flush(overlay)
-        overlay.attachments[attachment.endpoint_id] = attachment
+        self._note(overlay, attachment)
         # Interface and name service touch different parts of the namespace: both at once.
         outcomes = await asyncio.gather(
             self._dataplane.plug(endpoint_of(attachment)),
@@ -377,7 +397,7 @@ class Endpoints:
         self._announcer.withdraw(overlay, attachment)
         self._ports.withdraw(attachment.endpoint_id)
         await self._dataplane.unplug(attachment.endpoint_id)
-        overlay.attachments.pop(attachment.endpoint_id, None)
+        self._strike(overlay, attachment.endpoint_id)
         self._run.drop_attachment(attachment.endpoint_id)
         overlay.note(overlay.peers.release(ips_of(attachment)))
         self._mirror.touch()

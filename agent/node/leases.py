@@ -59,6 +59,7 @@ class Leases:
         self._ready = ready
         self._waiting: dict[str, asyncio.Future[Task]] = {}
         self._asking: Counter[str] = Counter()
+        self._failed: set[str] = set()  # containers that were refused something while they ask
         self._reserved: set[str] = set()
         self._releases = Releases(session)
 
@@ -89,16 +90,22 @@ class Leases:
                 attachment_id = await self._session.attach_network(target, container_id, addresses)
                 return await self._assigned(attachment_id)
         except TimeoutError as error:
+            self._failed.add(container_id)
             raise DeadlineError(
                 f"attaching to network {target} failed: the manager did not assign an address "
                 f"within {ATTACH_TIMEOUT:.0f} s"
             ) from error
+        except BaseException:
+            self._failed.add(container_id)
+            raise
         finally:
             self._asking[container_id] -= 1
             if not self._asking[container_id]:
                 del self._asking[container_id]
-                # Whatever the manager made for a request that failed is given back.
-                asyncio.get_running_loop().call_soon(self.sweep)
+                if container_id in self._failed:
+                    self._failed.remove(container_id)
+                    # Whatever the manager made for a request that failed is given back.
+                    asyncio.get_running_loop().call_soon(self.sweep)
 
     async def _assigned(self, attachment_id: str) -> Task:
         task = self._session.task(attachment_id)
@@ -137,11 +144,11 @@ class Leases:
         """Tell whether a whole list that a manager sent lacks a task that is to be there."""
         return self._session.task(task_id) is None and task_id not in self._reserved
 
-    def sweep(self) -> None:
-        """Give back attachments that nothing here belongs to."""
+    def sweep(self, tasks: Iterable[Task] | None = None) -> None:
+        """Give back attachments that nothing here belongs to; of all tasks unless some are named."""
         if not self._ready.is_set():
             return
-        for task in self._session.tasks():
+        for task in self._session.tasks() if tasks is None else tasks:
             about = task.spec.attachment
             if about is None or about.container_id in self._asking or self.busy(task.id):
                 continue

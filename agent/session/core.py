@@ -35,6 +35,7 @@ from agent.session.messages import (
     SessionLost,
     SessionOpened,
     SessionUpdate,
+    TaskRemoved,
 )
 from swarm.model import (
     EncryptionKey,
@@ -193,14 +194,15 @@ class SessionCore:
         """Take a message of the Assignments stream; a gap ends the session."""
         if self._stale(epoch):
             return
-        before = set(self._assignments.tasks)
         try:
-            self._outputs += self._assignments.apply(update)
+            news = self._assignments.apply(update)
         except GapError as error:
             self.on_lost(epoch, str(error), now)
             return
-        for task_id in before - set(self._assignments.tasks):
-            self.forget(task_id)
+        self._outputs += news
+        for each in news:
+            if isinstance(each, TaskRemoved):
+                self.forget(each.task_id)
 
     def on_lost(self, epoch: int, reason: str, now: float) -> None:
         """Take the end of any call of the session: all of it ends, and starts over after a pause."""

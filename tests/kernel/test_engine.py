@@ -339,7 +339,7 @@ def theirs(ours: Sides) -> Sides:
         rows = boss.docker("node", "ls", "--format", "{{.Hostname}} {{.Status}}").splitlines()
         return sorted(rows) == ["d1 Ready", "m1 Ready"]
 
-    wait_until(ready, seconds=20, what=lambda: boss.docker("node", "ls"))
+    wait_until(ready, seconds=20, what=lambda: boss.docker("node", "ls"), pause=3)
     return ours
 
 
@@ -359,6 +359,7 @@ def test_encrypted_on_an_engines_network(theirs: Sides) -> None:
         lambda: boss.docker("service", "ls", "--format", "{{.Replicas}}").strip() == "1/1",
         seconds=20,
         what=lambda: boss.docker("service", "ps", "--no-trunc", "hold"),
+        pause=3,  # the client takes a second of what the engine needs
     )
     show("d1 has theirsecret")
     both_ways(theirs, "m1", "d1", "theirsecret")

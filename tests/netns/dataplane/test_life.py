@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.dataplane import Wanted
+from agent.dataplane import Peer, Wanted
 from swarm.errors import (
     ConflictError,
     HostError,
@@ -37,7 +38,8 @@ def inventory(node: Any) -> str:
     """Return everything a node's routers hold, as text."""
     return node.sh(
         f"for n in {node.settings.run_dir}/netns/*; do for c in 'ip -d link' 'ip addr' 'ip route' "
-        "'ip -6 route' 'ip neigh show nud permanent' 'bridge fdb' 'nft -s list ruleset'; do "
+        "'ip -6 route' 'ip neigh show nud permanent' 'bridge fdb' 'tc qdisc' "
+        "'nft -s list ruleset'; do "
         "nsenter --net=$n $c | sed 's/valid_lft.*//; s/ openvswitch.*//'; done; done"
     )
 
@@ -301,3 +303,33 @@ def test_preflight_proves_the_features(world: Any) -> None:
     one.sh(f"ip addr del {one.vtep}/24 dev eth0")
     found = {finding.name: finding.level for finding in one.plane("preflight")}
     assert found["vtep"] == "warning"
+
+
+def test_of_many_remote_endpoints_the_one_refused_is_named(world: Any, network: Any) -> None:
+    """Though they go to the kernel in batches; nothing of the batch stays."""
+    net = network(1, "10.8.0.0/16")
+    one, _ = world.pair(planes=1)
+    one.plane("put_network", net)
+    base = ipaddress.ip_address("10.8.1.0")
+    peers = [
+        Peer(
+            network_id=net.id,
+            ip=base + i,
+            prefixlen=16,
+            mac="02:42:" + (base + i).packed.hex(":"),
+            vtep=ipaddress.ip_address("192.0.2.2"),
+        )
+        for i in range(600)
+    ]
+    path = f"{one.settings.run_dir}/netns/{net.id[:12]}"
+    one.sh(f"nsenter --net={path} ip link set vx-001010 down")
+    with pytest.raises(HostError, match=r"refused.*Route.*10\.8\.1\.0/32.*down"):
+        one.plane("set_peers", net.id, peers)
+    assert one.sh(f"nsenter --net={path} ip neigh show dev vx-001010") == ""
+    assert one.plane("stats").peers == 0
+    one.sh(f"nsenter --net={path} ip link set vx-001010 up")
+    for some in (peers, [], peers[:300], peers):
+        assert one.plane("set_peers", net.id, some) == ()
+        assert one.plane("check").drift == 0
+        seen = one.sh(f"nsenter --net={path} ip route show dev vx-001010")
+        assert len(seen.splitlines()) == len(some)

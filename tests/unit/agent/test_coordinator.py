@@ -610,6 +610,29 @@ async def test_a_task_assigned_before_the_answer_is_not_taken_for_an_orphan(worl
     assert ("release", "task2") not in world.log
 
 
+async def test_an_attach_costs_the_same_however_many_there_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tasks are gone through after a failure, when one of them may be nobody's."""
+    looked: list[int] = []
+    tasks = world.session.tasks
+
+    def counting() -> tuple[Task, ...]:
+        looked.append(1)
+        return tasks()
+
+    async with world.start() as coordinator:
+        await asyncio.sleep(0)
+        monkeypatch.setattr(world.session, "tasks", counting)
+        await coordinator.attach(request())
+        await coordinator.attach(request(container_id="d" * 64, container_name="other"))
+        assert looked == []
+        world.session.errors = [NotFoundError("gone")]
+        with pytest.raises(NotFoundError, match="gone"):
+            await coordinator.attach(request("backend2"))
+        await until(lambda: looked == [1])
+
+
 async def test_a_rejected_attachment_gives_the_managers_reason(world: World) -> None:
     world.session.hold = True
     async with world.start() as coordinator:

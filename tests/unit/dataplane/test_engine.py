@@ -494,3 +494,32 @@ def test_a_user_may_add_to_the_inside(make: Any, settings: Settings) -> None:
     }
     assert plan(wanted, observed) == ()
     assert plan(observed, wanted) != ()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_all_remote_endpoints_go_at_once_or_none(
+    make: Any, settings: Settings, kernel: Any, shared: bool
+) -> None:
+    """Also when two share a MAC; when the kernel refuses, all are back; what was bad is named."""
+    engine = Engine(settings, kernel)
+    network = make.network(1, v6=True, extra=True)
+    engine.put_network(network)
+    engine.plug(make.endpoint(1, 2))
+    peers = [make.peer(1, n, vtep=2 + n % 2, mac=9 if shared else None) for n in range(20, 30)]
+    wrong = replace(make.peer(1, 40), ip=ipaddress.ip_address("10.0.1.255"))
+    assert [each.id for each in engine.set_peers(network.id, [*peers, wrong])] == ["10.0.1.255"]
+    agree(engine, kernel)
+    assert engine.tunnels() == {ipaddress.ip_address(f"192.0.2.{n}") for n in (2, 3)}
+    kernel.fail_after = 0
+    with pytest.raises(HostError):
+        engine.set_peers(network.id, [])
+    agree(engine, kernel)
+    assert engine.stats().peers == 10
+    engine.set_peers(network.id, [])
+    agree(engine, kernel)
+    assert engine.tunnels() == frozenset()
+    kernel.fail_after = 0
+    with pytest.raises(HostError):
+        engine.set_peers(network.id, peers)
+    agree(engine, kernel)
+    assert engine.stats().peers == 0
