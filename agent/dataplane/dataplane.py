@@ -88,6 +88,8 @@ class Dataplane:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="dataplane") as worker:
             loop = asyncio.get_running_loop()
             kernel = await loop.run_in_executor(worker, Kernel, self._settings)
+            if self._settings.shortcuts:
+                await loop.run_in_executor(worker, kernel.shortcuts)  # tried now, not at an attach
             monitor = await loop.run_in_executor(worker, Monitor)
             self._worker, self._engine = worker, Engine(self._settings, kernel)
             try:

@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 
 from agent.workload import frames
 from swarm.errors import InvalidArgumentError, PreconditionError, UnavailableError
+from swarm.kernel.descriptors import lifted
 
 SOCKET: Final = "attach.sock"
 _STREAMS: Final = {frames.STDOUT: "stdout", frames.STDERR: "stderr"}
@@ -99,6 +100,7 @@ async def connect(directory: Path) -> Link:
             handle.connect(f"/proc/self/fd/{anchor}/{SOCKET}")
         finally:
             os.close(anchor)
+        handle = lifted(handle)
         reader, writer = await asyncio.open_unix_connection(sock=handle, limit=2 * frames.MAX_JSON)
     except (ConnectionRefusedError, FileNotFoundError) as error:
         handle.close()

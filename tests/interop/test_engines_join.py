@@ -111,6 +111,7 @@ def test_ping_page_and_datagrams_by_name(
     asked = [*PROGRAM, "echo", "9000"]
     mixed.run("w1", "echo-ours", network, *asked)
     place = mixed.address("w1", "echo-ours", network)
+    mixed.eventually_echoes(client, "visitor", place, "9000")
     for size in (
         1,
         1400,

@@ -28,7 +28,7 @@ from swarm.lab.cluster import Lab
 from swarm.lab.engine import BUSYBOX, IMAGE, Engine
 from swarm.lab.processes import wait_until
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1200)
 
 PATIENCE = 15.0
 """How many times slower than usual things may be under emulation."""
@@ -197,7 +197,7 @@ def hold(lab: Lab, host: str, name: str) -> None:
     """
     service = make(Cluster(lab), f"hold{name}", name, task=image("sleep 10000"))
     (task,) = place(lab, ((service, node_ids(lab)[host]),))
-    service.reach("RUNNING", task, seconds=20)
+    service.reach("RUNNING", task, seconds=40)
     show(f"{host} has {name}")
 
 
@@ -278,8 +278,8 @@ def test_virtual_addresses_and_published_ports_on_an_engine(ours: Sides) -> None
     shop = make(Cluster(lab), "shop", "mall", task=image(PAGE), ports=(port,))
     ids = node_ids(lab)
     our_task, their_task = place(lab, ((bakery, ids["m1"]), (shop, ids["d1"])))
-    bakery.reach("RUNNING", our_task, seconds=20)
-    shop.reach("RUNNING", their_task, seconds=20)
+    bakery.reach("RUNNING", our_task, seconds=40)
+    shop.reach("RUNNING", their_task, seconds=40)
     show("both services run")
     shown = json.loads(ours.engines["d1"].docker("inspect", f"shop.1.{their_task}"))[0]
     words = {"bakery": our_task, "shop": shown["Config"]["Hostname"]}

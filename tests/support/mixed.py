@@ -191,6 +191,17 @@ class Mixed:
             pause=0.2,
         )
 
+    def eventually_echoes(self, host: str, container: str, target: str, port: str) -> None:
+        """Ask an echo until it answers: its container is on the network before its program listens."""
+        said: list[str] = []
+
+        def answered() -> bool:
+            result = self.program(host, container, "ask", target, port, "--size", "1")
+            said.append(result.stderr)
+            return result.returncode == 0
+
+        wait_until(answered, seconds=GOSSIP_SECONDS, what=lambda: said[-1], pause=0.2)
+
     @contextmanager
     def steady_ping(self, host: str, container: str, target: str) -> Iterator[list[str]]:
         """Ping five times a second from an engine's container; afterwards the list holds sent and received."""

@@ -13,8 +13,6 @@ from swarm.errors import HostError
 from swarm.kernel.descriptors import FIRST_HIGH, lifted, lowest_free
 from swarm.kernel.nft import LAST_DESCRIPTOR, Nft
 
-pytestmark = pytest.mark.netns
-
 
 @pytest.fixture(autouse=True)
 def many() -> Iterator[None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import resource
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -25,6 +27,7 @@ from agent.discovery import redirect, server
 from agent.discovery.names import NameRecord, NameTable
 from agent.discovery.service import Discovery
 from swarm.errors import InvalidArgumentError, NotFoundError, PreconditionError
+from swarm.kernel.descriptors import FIRST_HIGH
 from swarm.kernel.netns import in_netns
 from swarm.kernel.nft import Nft
 
@@ -93,6 +96,33 @@ async def test_container_resolves_names_at_port_53(netns: str, tcp: bool) -> Non
         assert texts(await ask(netns, "DB.Frontend", tcp=tcp)) == ["10.0.2.9"]
         assert texts(await ask(netns, "9.1.0.10.in-addr.arpa", "PTR", tcp=tcp)) == ["db.backend."]
         assert (await ask(netns, "nosuch", tcp=tcp)).rcode() == dns.rcode.NXDOMAIN
+
+
+async def test_what_every_container_needs_has_high_numbers(new_netns: Callable[[], str]) -> None:
+    """Sockets for thousands of containers leave room for what select(2) must be able to wait for."""
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * FIRST_HIGH:
+        pytest.skip("this process may not open 2048 files")
+    async with running() as discovery:
+        before = _listening()
+        for number in range(3):
+            await discovery.serve(str(number), new_netns(), networks=("n1",))
+        sockets = _listening() - before
+        assert len(sockets) == 6
+        assert min(sockets) >= FIRST_HIGH
+
+
+def _listening() -> set[int]:
+    numbers = [int(each.name) for each in Path("/proc/self/fd").iterdir()]
+    return {number for number in numbers if _listens(number)}
+
+
+def _listens(number: int) -> bool:
+    """Tell whether a descriptor is a socket at the address of name services."""
+    try:
+        with socket.socket(fileno=os.dup(number)) as copy:
+            return copy.family is socket.AF_INET and copy.getsockname()[0] == redirect.ADDRESS
+    except OSError:
+        return False
 
 
 async def test_long_answer_is_cut_over_udp_and_whole_over_tcp(netns: str) -> None:

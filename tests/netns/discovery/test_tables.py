@@ -10,8 +10,6 @@ from agent.discovery import tables as tables_module
 from agent.discovery.tables import Tables
 from swarm.kernel.nft import Nft
 
-pytestmark = pytest.mark.netns
-
 
 class Slow(Nft):
     """A context that the kernel lets wait before it closes."""
