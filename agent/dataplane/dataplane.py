@@ -75,6 +75,8 @@ class Dataplane:
         self._stats = Stats()
         self._disturbed = asyncio.Event()
         self._prober: Prober | None = None
+        self._probing = asyncio.Lock()
+        self._destroying = False
         self._tried: dict[IPAddress, float] = {}
 
     # --- life --------------------------------------------------------------------------------
@@ -102,9 +104,7 @@ class Dataplane:
                     group.create_task(self._probe_slowly())
             finally:
                 self._ready.clear()
-                if self._prober is not None:
-                    self._prober.close()
-                    self._prober = None
+                self._stop_probing()
                 self._worker = self._engine = None
                 for descriptor in monitor.descriptors:
                     loop.remove_reader(descriptor)
@@ -150,13 +150,18 @@ class Dataplane:
         Raises:
             HostError: there is no way to try.
         """
+        async with self._probing:
+            return await self._probe(again)
+
+    async def _probe(self, again: float) -> int:
         engine = self._served()
         chamber = await self._call(engine.open_chamber)
-        if chamber is None:
+        if chamber is None or self._destroying:
             return 0
         if self._prober is None:
             self._prober = Prober(chamber)
             self._prober.open()
+        prober = self._prober
         tunnels = await self._call(engine.tunnels)
         self._tried = {peer: when for peer, when in self._tried.items() if peer in tunnels}
         answered = 0
@@ -164,7 +169,9 @@ class Dataplane:
             now = time.monotonic()
             if again and now - self._tried.get(peer, -again) < again:
                 continue
-            verdict = await self._prober.measure(peer)
+            verdict = await prober.measure(peer)
+            if self._prober is not prober:
+                break  # everything goes
             self._tried[peer] = now if verdict is not None else now - 0.9 * again
             if verdict is None:
                 continue
@@ -385,11 +392,19 @@ class Dataplane:
 
     async def destroy(self) -> None:
         """Remove everything of ours on this host."""
+        self._destroying = True
+        try:
+            self._stop_probing()
+            async with self._probing:  # whose chamber goes
+                await self._call(self._served().destroy)
+        finally:
+            self._destroying = False
+        log.info("dataplane.destroyed")
+
+    def _stop_probing(self) -> None:
         if self._prober is not None:
             self._prober.close()
             self._prober = None
-        await self._call(self._served().destroy)
-        log.info("dataplane.destroyed")
 
     # --- the slow comparison -----------------------------------------------------------------
 

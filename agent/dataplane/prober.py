@@ -56,6 +56,7 @@ class Prober:
         self._version = chamber.settings.vtep.version
         self._waiting: dict[bytes, asyncio.Future[None]] = {}
         self._wait = WAIT
+        self._closed = False
 
     def open(self) -> None:
         """Begin to answer and to listen."""
@@ -65,7 +66,11 @@ class Prober:
             loop.add_reader(one.fileno(), self._hear, one)
 
     def close(self) -> None:
-        """Stop both; before the chamber's sockets are closed."""
+        """Stop both, before the chamber's sockets are closed; a measurement under way ends at once, in vain."""
+        self._closed = True
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(ConnectionAbortedError())
         loop = asyncio.get_running_loop()
         for one in (self._chamber.echo, self._chamber.summed, self._chamber.plain):
             loop.remove_reader(one.fileno())
@@ -122,6 +127,8 @@ class Prober:
         sender = self._chamber.summed if sums else self._chamber.plain
         padding = bytes(size - _HEADERS[self._version] - NONCE)
         for _ in range(attempts):
+            if self._closed:
+                return False
             nonce = os.urandom(NONCE)
             waiting = self._waiting[nonce] = asyncio.get_running_loop().create_future()
             try:
@@ -130,6 +137,8 @@ class Prober:
                     await waiting
             except TimeoutError:
                 continue
+            except ConnectionAbortedError:
+                return False
             except OSError:
                 await asyncio.sleep(self._wait)  # too large, or no way there: as good as lost
                 continue

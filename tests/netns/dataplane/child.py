@@ -564,6 +564,21 @@ def plane_stop() -> None:
     _planes.pop().stop()
 
 
+def destroy_amid_probe(after: float) -> str:
+    """Remove everything some seconds after paths began to be tried; returns how the data plane ended."""
+    made = _planes[-1]
+
+    async def race() -> None:
+        probing = asyncio.ensure_future(made.plane.probe_paths())
+        await asyncio.sleep(after)
+        await made.plane.destroy()
+        await probing
+
+    asyncio.run_coroutine_threadsafe(race(), made.loop).result(30)
+    plane_stop()
+    return "cancelled" if made.task.cancelled() else repr(made.task.exception())
+
+
 def timed_plugs(endpoints: list[Any]) -> list[float]:
     """Plug endpoints one after the other and return how many seconds each took."""
     took = []

@@ -76,6 +76,14 @@ def test_of_a_node_that_says_nothing_nothing_is_concluded(world: Any, network: A
     assert not site.one.plane("stats").software_checksums
 
 
+@pytest.mark.parametrize("after", [0.0, 0.02])
+def test_everything_may_go_while_a_path_is_tried(world: Any, network: Any, after: float) -> None:
+    """As when a host leaves right after it has joined: no socket of the trial is used once it is closed."""
+    site = Routed(world, network)
+    site.hub.sh("ip link set p2 down")
+    assert site.one.call("destroy_amid_probe", after) == "cancelled"
+
+
 def seed(size: int, source: str, target: str) -> int:
     """Return what the kernel leaves in a UDP checksum field for a device to complete."""
     packed = b"".join(bytes(map(int, ip.split("."))) for ip in (source, target))
