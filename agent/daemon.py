@@ -36,6 +36,7 @@ from agent.node.options import NodeSettings
 from agent.workload.runtime import Runtime
 from swarm.errors import HostError, PreconditionError, SwarmError
 from swarm.identity.sockets import private_directory, split_target
+from swarm.kernel.descriptors import allow_many
 from swarm.log import LEVELS, configure
 
 STATE_DIR: Final = Path("/var/lib/swarm")
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if os.geteuid() != 0:
             raise HostError("the daemon needs root: it makes network namespaces and interfaces")
+        allow_many()
         with _alone(options.run_dir):
             uvloop.run(_until_signalled(options))
     except SwarmError as error:

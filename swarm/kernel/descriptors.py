@@ -1,15 +1,32 @@
-"""Numbers of file descriptors: low ones are scarce, since some C libraries use select(2)."""
+"""File descriptors: how many there may be; low numbers are scarce, since some C libraries use select(2)."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import resource
 import socket
 from typing import Final
 
 FIRST_HIGH: Final = 1024
 """FD_SETSIZE: what select(2) cannot wait for begins here."""
+
+MOST_FILES: Final = 1 << 20
+"""What the unit file of the service allows, too."""
+
+
+def allow_many() -> int:
+    """Let this process and those it starts open as many files as they may, 1048576 at most; returns how many.
+
+    A shell usually begins with 1024; a node needs two for each container, and others.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
 
 
 def lifted(sock: socket.socket) -> socket.socket:

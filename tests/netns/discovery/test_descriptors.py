@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from swarm.errors import HostError
-from swarm.kernel.descriptors import FIRST_HIGH, lifted, lowest_free
+from swarm.kernel.descriptors import FIRST_HIGH, MOST_FILES, allow_many, lifted, lowest_free
 from swarm.kernel.nft import LAST_DESCRIPTOR, Nft
 
 
@@ -22,6 +22,16 @@ def many() -> Iterator[None]:
         pytest.skip("this process may not open 4096 files")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
     yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_process_is_allowed_what_it_may_have_and_never_less() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    assert allow_many() == most
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, hard)
+    assert allow_many() == most
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
