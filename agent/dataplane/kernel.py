@@ -77,7 +77,6 @@ from agent.dataplane.objects import (
 from agent.dataplane.planner import keyed
 from agent.dataplane.reaper import Reaper
 from agent.dataplane.shield import SHIELD
-from agent.dataplane.shortcut import Way
 from agent.dataplane.underlay import Underlay
 from swarm.errors import (
     ConflictError,
@@ -114,7 +113,7 @@ class Kernel:
         self._reaper = Reaper()
         self._chamber: Chamber | None = None
         self._sysctls = sysctl.Source()
-        self._programs: dict[Way, int] | None = None
+        self._program: int | None = None  # -1: the kernel does not take it
         self._open: dict[str, _Router] = {}
         self._adopt(exits.HOME, os.dup(self._home))
 
@@ -123,7 +122,8 @@ class Kernel:
         self._reaper.close()
         self.close_chamber()
         self._sysctls.close()
-        programs.close(self._programs or {})
+        if self._program is not None and self._program >= 0:
+            os.close(self._program)
         for router in list(self._open.values()):
             self._forget(router)
         self._ipsec.close()
@@ -276,14 +276,14 @@ class Kernel:
 
     def shortcuts(self) -> bool:
         """Tell whether packets can be taken past a router's IP stack; the first time, by trying."""
-        if self._programs is None:
-            self._programs = {}
+        if self._program is None:
+            self._program = -1
             try:
                 with _host_errors():
-                    self._programs = programs.load(self._home)
+                    self._program = programs.load(self._home)
             except HostError as error:
                 log.info("shortcuts.missing", reason=str(error))
-        return bool(self._programs)
+        return self._program >= 0
 
     def prove_encryption(self) -> None:
         """Raise HostError when this kernel cannot carry encrypted networks."""
@@ -548,12 +548,11 @@ class Kernel:
             item = op.object
             if not isinstance(item, Shortcut):
                 continue
-            block = shortcut.BLOCKS[item.way]
             if isinstance(op, Drop):
-                router.channel.check([netlink.delete_classifiers(block)])
-            elif self.shortcuts() and self._programs is not None:
-                program = self._programs[item.way]
-                router.channel.check([netlink.classifier(block, item.name, program)])
+                router.channel.check([netlink.delete_classifiers(shortcut.BLOCK)])
+            elif self.shortcuts() and self._program is not None:
+                message = netlink.classifier(shortcut.BLOCK, item.name, self._program)
+                router.channel.check([message])
 
 
 @contextlib.contextmanager

@@ -181,14 +181,12 @@ class Shortcut:
     """The program of a block, past the router's IP stack.
 
     Attributes:
-        way: which of the two it is.
         name: of this program and no other.
-        devices: without which the kernel forgets the block, and this with it; empty: with the router.
+        devices: without which the kernel forgets the block, and this with it.
     """
 
-    way: Literal["in", "out"]
     name: str
-    devices: frozenset[str] = field(default=frozenset(), compare=False)
+    devices: frozenset[str] = field(compare=False)
     ifname: ClassVar[None] = None
     # When all else is there; first to go.
     rank: ClassVar[int] = 12
@@ -196,7 +194,7 @@ class Shortcut:
     @property
     def key(self) -> Key:
         """Identity."""
-        return ("shortcut", self.way)
+        return ("shortcut",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -237,18 +237,15 @@ class NetworkState:
                 yield from self._vxlan(subnet.vni)
         yield ruleset.wanted(devices)
         if self.shortcuts:
-            # Loopback is no way to anywhere, but always there: it keeps the block.
-            yield Tap(ifname="lo", block=shortcut.BLOCKS["out"])
             for name in devices:
-                yield Tap(ifname=name, block=shortcut.BLOCKS["in"])
+                yield Tap(ifname=name, block=shortcut.BLOCK)
 
     def shortcut_objects(self, vips: Collection[IPAddress]) -> Iterator[Object]:
-        """Yield the programs past the router's IP stack; none where it translates service addresses."""
+        """Yield the program past the router's IP stack; none where it translates service addresses."""
         if not self.shortcuts or vips:
             return
         devices = frozenset(names.vxlan_name(vni) for vni in self.network.vnis)
-        yield Shortcut(way="out", name=shortcut.name("out"))
-        yield Shortcut(way="in", name=shortcut.name("in"), devices=devices)
+        yield Shortcut(name=shortcut.name(), devices=devices)
 
     def _vxlan(self, vni: int) -> Iterator[Object]:
         name = names.vxlan_name(vni)
@@ -301,8 +298,6 @@ class NetworkState:
             v6=v6,
             hop_mac=mac,
         )
-        if self.shortcuts:
-            yield Tap(ifname=name, block=shortcut.BLOCKS["out"])
         if v6:
             yield Address(ifname=name, address=names.ROUTER_LINK_LOCAL)
         yield ruleset.mac(endpoint.mac)

@@ -101,7 +101,7 @@ def _features(settings: Settings) -> Iterator[Finding]:
 def _shortcuts() -> Finding:
     home = namespace.open_own()
     try:
-        programs.close(programs.load(home))
+        os.close(programs.load(home))
     except (HostError, OSError) as error:
         text = f"packets take the long way through routers: {error}"
         return Finding(name="shortcuts", level="warning", text=text)

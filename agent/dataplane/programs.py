@@ -1,4 +1,4 @@
-"""The programs of shortcuts in the kernel: loaded, proved, and which devices and blocks have them."""
+"""The program of shortcuts in the kernel: loaded, proved, and which devices have it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from agent.dataplane import bpf, namespace, netlink, shortcut
 from agent.dataplane.channel import Channel
 from agent.dataplane.names import LOOPBACK
 from agent.dataplane.objects import Object, Shortcut, Tap
-from agent.dataplane.shortcut import Way
 
 
-def load(home: int) -> dict[Way, int]:
-    """Return descriptors of the programs, which devices of this kernel were proved to take.
+def load(home: int) -> int:
+    """Return a descriptor of the program, which devices of this kernel were proved to take.
 
     Args:
         home: the calling thread's network namespace.
@@ -22,37 +21,27 @@ def load(home: int) -> dict[Way, int]:
     Raises:
         HostError: the kernel cannot do it.
     """
-    loaded: dict[Way, int] = {}
+    program = bpf.load("overswarm_in", shortcut.program(), shortcut.TERMS)
     try:
-        for way in shortcut.BLOCKS:
-            loaded[way] = bpf.load(f"overswarm_{way}", shortcut.program(way), shortcut.TERMS)
         with namespace.scratch(home), contextlib.closing(Channel()) as channel:
-            channel.check([netlink.tap(LOOPBACK, 1, add=True)])
-            channel.check([netlink.classifier(1, "try", fd) for fd in loaded.values()])
+            channel.check([netlink.tap(LOOPBACK, shortcut.BLOCK, add=True)])
+            channel.check([netlink.classifier(shortcut.BLOCK, "try", program)])
     except BaseException:
-        close(loaded)
+        os.close(program)
         raise
-    return loaded
-
-
-def close(loaded: Mapping[Way, int]) -> None:
-    """Let go of programs; where they are in use they stay."""
-    for fd in loaded.values():
-        os.close(fd)
+    return program
 
 
 def observed(channel: Channel, known: Mapping[int, str]) -> Iterator[Object]:
-    """Yield the taps of known devices (index to name), and the programs of their blocks."""
-    taps = [netlink.parse_tap(body) for body in channel.dump(netlink.all_taps())]
-    taps = [(index, block) for index, block in taps if block and index in known]
-    for index, block in taps:
-        yield Tap(ifname=known[index], block=block)
-    for way, block in shortcut.BLOCKS.items():
-        devices = frozenset(known[index] for index, each in taps if each == block)
-        if not devices:
-            continue  # to ask for a block that is not there is an error
-        for body in channel.dump(netlink.all_classifiers(block)):
-            name = netlink.parse_classifier(body)
-            if name:
-                on = devices if way == "in" else frozenset()
-                yield Shortcut(way=way, name=name, devices=on)
+    """Yield the taps of known devices (index to name), and the program that they have."""
+    rows = [netlink.parse_tap(body) for body in channel.dump(netlink.all_taps())]
+    taps = {known[index]: block for index, block in rows if block and index in known}
+    for device, block in taps.items():
+        yield Tap(ifname=device, block=block)
+    devices = frozenset(device for device, block in taps.items() if block == shortcut.BLOCK)
+    if not devices:
+        return  # to ask for a block that is not there is an error
+    for body in channel.dump(netlink.all_classifiers(shortcut.BLOCK)):
+        name = netlink.parse_classifier(body)
+        if name:
+            yield Shortcut(name=name, devices=devices)

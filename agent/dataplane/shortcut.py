@@ -1,18 +1,19 @@
-"""Programs that take packets of a plain network through its router without the router's IP stack. Pure.
+"""The program that takes packets of a plain network past the IP stack of the router that they arrive at. Pure.
 
-They decide nothing: the kernel's own routes and neighbours do (``bpf_fib_lookup``), as they do in the
+It decides nothing: the kernel's own routes and neighbours do (``bpf_fib_lookup``), as they do in the
 stack, and what is not a simple packet between two known addresses goes the usual way. Asked first is the
 way back: a packet whose source is not behind the device it came from is not for us, so all that
 the rules drop, they still get to see.
 
-``out``, at the router's end of a container's veth: lowers the TTL, puts the MACs of the next hop, sends.
+A frame at a VXLAN device that is addressed to a container's MAC goes on inside the container, as
+one that just came from the wire. The router of the node that sent it has lowered its TTL.
 
-``in``, at a VXLAN device: a frame that is addressed to a container's MAC goes on inside the container, as
-one that just came from the wire. One of the other nodes' routers has lowered its TTL.
-
-Both leave alone: fragments, IP options, link-local and group addresses, TTL 1, packets that are too large, and
-TCP's first packets, for their largest segment is clamped. They must not be where connections
+Left alone are fragments, IP options, link-local and group addresses, TTL 1, packets that are too large, and
+TCP's first packets, for their largest segment is clamped. It must not be where connections
 are translated: answers have to pass connection tracking.
+
+There is none for what containers send: a port takes part in a filter block only after the kernel has waited for
+all processors, at each attach, for 0.1 us a packet.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import socket
-from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Final
 
 from agent.dataplane.bpf import (
     ADD,
@@ -36,13 +36,10 @@ from agent.dataplane.bpf import (
     R2,
     R3,
     R4,
-    R5,
     R6,
     R7,
     R8,
-    RSH,
     SET,
-    SUB,
     U8,
     U16,
     U32,
@@ -50,17 +47,14 @@ from agent.dataplane.bpf import (
     Assembler,
 )
 
-Way = Literal["in", "out"]
-BLOCKS: Final[Mapping[Way, int]] = {"out": 1, "in": 2}
-"""Filter blocks of a router: a device takes part in one, its program is put and taken for all at once."""
+BLOCK: Final = 2
+"""Filter block of a router's VXLAN devices: the program is put and taken for all of them at once."""
 
 TERMS: Final = "GPL"
 """What the kernel asks of a program that looks at its routes."""
 
-_LOAD_BYTES, _STORE_BYTES, _FIB_LOOKUP, _REDIRECT = 26, 9, 69, 23
-_CHANGE_TYPE, _REDIRECT_PEER = 32, 155
+_LOAD_BYTES, _FIB_LOOKUP, _CHANGE_TYPE, _REDIRECT_PEER = 26, 69, 32, 155
 _UNSPEC = -1  # TC_ACT_UNSPEC: no opinion
-_RECOMPUTE = 1  # BPF_F_RECOMPUTE_CSUM
 
 # struct __sk_buff
 _PROTOCOL, _VLAN, _IFINDEX = 16, 20, 40
@@ -72,12 +66,12 @@ _FLAGS = -24
 _ASK = -152
 _ASK_BYTES = 64
 _FAMILY, _LENGTH, _DEVICE, _METRIC = _ASK, _ASK + 6, _ASK + 8, _ASK + 12
-_FROM, _TO, _VLANS, _SMAC, _DMAC = _ASK + 16, _ASK + 32, _ASK + 48, _ASK + 52, _ASK + 58
+_FROM, _TO, _VLANS, _DMAC = _ASK + 16, _ASK + 32, _ASK + 48, _ASK + 58
 
 
 @functools.cache
-def program(way: Way) -> bytes:
-    """Return the instructions of one of the two."""
+def program() -> bytes:
+    """Return the instructions."""
     code = Assembler()
     code.join(MOV, R6, R1)
     code.load(U32, R7, R6, _IFINDEX)
@@ -90,19 +84,19 @@ def program(way: Way) -> bytes:
     code.put(MOV, R0, _UNSPEC)
     code.exit()
     code.label("v4")
-    _version4(code, way)
+    _version4(code)
     code.label("v6")
-    _version6(code, way)
+    _version6(code)
     return code.code()
 
 
 @functools.cache
-def name(way: Way) -> str:
+def name() -> str:
     """Return what the kernel shows such a filter as: another program has another name."""
-    return f"overswarm-{way}-{hashlib.sha256(program(way)).hexdigest()[:12]}"
+    return f"overswarm-{hashlib.sha256(program()).hexdigest()[:12]}"
 
 
-def _version4(code: Assembler, way: Way) -> None:
+def _version4(code: Assembler) -> None:
     _read(code, 0, _FRAME, 34)
     code.load(U8, R0, FP, _IP)
     code.jump(NE, R0, 0x45, "stack")
@@ -111,20 +105,13 @@ def _version4(code: Assembler, way: Way) -> None:
     code.load(U8, R8, FP, _IP + 9)
     _no_first(code, R8, 34, "plain4")
     code.label("plain4")
-    _lowered(code, _IP + 8)
-    # struct iphdr: the checksum is one's complement, and the TTL the upper half of its word.
-    code.load(U16, R0, FP, _IP + 10)
-    code.put(ADD, R0, socket.htons(0x0100))
-    code.join(MOV, R1, R0)
-    code.put(RSH, R1, 16)
-    code.join(ADD, R0, R1)
-    code.store(U16, FP, _IP + 10, R0)
+    _alive(code, _IP + 8)
     _clear(code, socket.AF_INET)
     _ask(code, U32, _IP + 16, _IP + 12)
-    _pass(code, way, 26)
+    _pass(code)
 
 
-def _version6(code: Assembler, way: Way) -> None:
+def _version6(code: Assembler) -> None:
     _read(code, 0, _FRAME, 54)
     for address in (8, 24):
         code.load(U8, R0, FP, _IP + address)
@@ -137,10 +124,10 @@ def _version6(code: Assembler, way: Way) -> None:
     code.jump(EQ, R8, socket.IPPROTO_UDP, "plain6")
     code.jump(NE, R8, socket.IPPROTO_ICMPV6, "stack")  # all that follows other headers
     code.label("plain6")
-    _lowered(code, _IP + 7)
+    _alive(code, _IP + 7)
     _clear(code, socket.AF_INET6)
     _ask(code, U64, _IP + 24, _IP + 8)
-    _pass(code, way, 22)
+    _pass(code)
 
 
 def _read(code: Assembler, offset: int, to: int, count: int) -> None:
@@ -161,14 +148,12 @@ def _no_first(code: Assembler, protocol: int, offset: int, other: str) -> None:
     code.jump(SET, R0, 0x02, "stack")
 
 
-def _lowered(code: Assembler, ttl: int) -> None:
-    # In the copy; what comes in is checked and not changed.
+def _alive(code: Assembler, ttl: int) -> None:
+    """Leave what must not go further to the router, which says so."""
     code.load(U8, R0, FP, ttl)
     code.jump(GT, R0, 1, f"alive{ttl}")
     code.go("stack")
     code.label(f"alive{ttl}")
-    code.put(SUB, R0, 1)
-    code.store(U8, FP, ttl, R0)
 
 
 def _clear(code: Assembler, family: int) -> None:
@@ -205,31 +190,15 @@ def _ask(code: Assembler, size: int, destination: int, source: int) -> None:
     code.compare(EQ, R8, R7, "stack")
 
 
-def _pass(code: Assembler, way: Way, changed: int) -> None:
-    halves = [(half, U16) for half in (0, 2, 4)]
-    if way == "in":
-        for half, size in halves:
-            code.load(size, R0, FP, _DMAC + half)
-            code.load(size, R1, FP, _FRAME + half)
-            code.compare(NE, R0, R1, "stack")
-        code.join(MOV, R1, R6)
-        code.put(MOV, R2, 0)  # PACKET_HOST: until here it was for another's MAC
-        code.call(_CHANGE_TYPE)
-    else:
-        for half, size in halves:
-            code.load(size, R0, FP, _DMAC + half)
-            code.store(size, FP, _FRAME + half, R0)
-            code.load(size, R0, FP, _SMAC + half)
-            code.store(size, FP, _FRAME + 6 + half, R0)
-        code.join(MOV, R1, R6)
-        code.put(MOV, R2, 0)
-        code.join(MOV, R3, FP)
-        code.put(ADD, R3, _FRAME)
-        code.put(MOV, R4, changed)
-        code.put(MOV, R5, _RECOMPUTE)
-        code.call(_STORE_BYTES)
-        code.jump(NE, R0, 0, "stack")
+def _pass(code: Assembler) -> None:
+    for half in (0, 2, 4):
+        code.load(U16, R0, FP, _DMAC + half)
+        code.load(U16, R1, FP, _FRAME + half)
+        code.compare(NE, R0, R1, "stack")
+    code.join(MOV, R1, R6)
+    code.put(MOV, R2, 0)  # PACKET_HOST: until here it was for another's MAC
+    code.call(_CHANGE_TYPE)
     code.join(MOV, R1, R8)
     code.put(MOV, R2, 0)
-    code.call(_REDIRECT_PEER if way == "in" else _REDIRECT)
+    code.call(_REDIRECT_PEER)
     code.exit()

@@ -28,7 +28,7 @@ from swarm.errors import HostError
 KEYS = [IpsecKey(lamport=number, key=bytes([number]) * 16) for number in (1, 2, 3)]
 AEAD = "'rfc4106(gcm(aes))' 0x000102030405060708090a0b0c0d0e0f10111213 64"
 """As ours: AES-128-GCM, 64-bit ICV."""
-GUEST_ROUNDS, GUEST_SECONDS, GUEST_PINGS = 3, 4.0, 300
+GUEST_ROUNDS, GUEST_SECONDS, GUEST_PINGS = 5, 4.0, 300
 TIMEOUT = 900
 
 

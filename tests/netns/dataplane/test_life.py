@@ -172,8 +172,8 @@ DAMAGE = {
     "ports": "for l in $(ip -o link | cut -d: -f2 | cut -d@ -f1); do case $l in ep*) ip link del $l;; esac; done",
     "sysctl": "for l in /proc/sys/net/ipv4/conf/*/proxy_arp; do echo 0 > $l; done",
     "addresses": "ip addr flush dev lo",
-    "shortcuts": "tc filter del block 1 prio 1; tc filter del block 2 prio 1",
-    "taps": "for l in $(ls /sys/class/net); do tc qdisc del dev $l ingress; done",
+    "shortcuts": "tc filter del block 2 prio 1",
+    "taps": "tc qdisc del dev vx-001010 ingress",
 }
 
 

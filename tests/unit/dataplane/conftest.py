@@ -235,7 +235,7 @@ class FakeKernel:
                 for key in [key for key, old in held.items() if isinstance(old, Member)]:
                     del held[key]
             case Shortcut():
-                assert {("tap", device) for device in item.devices or {"lo"}} <= held.keys()
+                assert {("tap", device) for device in item.devices} <= held.keys()
             case Member():
                 assert ("ruleset",) in held, "an element before its set"
             case Guards():
@@ -266,7 +266,7 @@ class FakeKernel:
     def _drop_link(self, held: dict[Key, Object], link: Vxlan | Port) -> None:
         for key in [key for key, item in held.items() if item.ifname == link.name]:
             del held[key]
-        way_in = held.get(("shortcut", "in"))
+        way_in = held.get(("shortcut",))
         if (
             isinstance(way_in, Shortcut)
             and link.name in way_in.devices
@@ -284,7 +284,7 @@ class FakeKernel:
         """Tell whether a device keeps the block that the object is in, if it is in one."""
         if not isinstance(item, Shortcut):
             return True
-        return any(("tap", device) in held for device in item.devices or {"lo"})
+        return any(("tap", device) in held for device in item.devices)
 
     def end_box(self, path: str) -> None:
         """End a container: its ends of all veths vanish, and so do ours."""

@@ -17,16 +17,12 @@ from agent.dataplane.planner import NetworkState, plan
 from swarm.errors import InvariantError
 
 INSTRUCTION = struct.Struct("=BBhi")
-HELPERS = {
-    "in": {26, 69, 32, 155},
-    "out": {26, 69, 9, 23},
-}
+HELPERS = {26, 69, 32, 155}
 
 
-@pytest.mark.parametrize("way", ["in", "out"])
-def test_every_jump_lands_ahead_inside_the_program_or_at_the_way_to_the_stack(way: Any) -> None:
+def test_every_jump_lands_ahead_inside_the_program_or_at_the_way_to_the_stack() -> None:
     """No loops; each end is an exit; only the helpers that are meant."""
-    code = list(INSTRUCTION.iter_unpack(shortcut.program(way)))
+    code = list(INSTRUCTION.iter_unpack(shortcut.program()))
     back = set()
     for i, (kind, _, offset, _) in enumerate(code):
         if kind & 0x07 == 0x05 and kind not in {0x85, 0x95}:
@@ -38,13 +34,7 @@ def test_every_jump_lands_ahead_inside_the_program_or_at_the_way_to_the_stack(wa
     assert code[stack][3] == -1
     assert code[stack + 1][0] == 0x95
     assert code[-1][0] == 0x95
-    assert {value for kind, _, _, value in code if kind == 0x85} == HELPERS[way]
-
-
-def test_a_name_tells_the_program() -> None:
-    """So that an agent with another one replaces it."""
-    assert shortcut.name("in") != shortcut.name("out")
-    assert all(len(shortcut.name(way)) < 64 for way in shortcut.BLOCKS)
+    assert {value for kind, _, _, value in code if kind == 0x85} == HELPERS
 
 
 def test_a_jump_to_nowhere_is_refused() -> None:
@@ -69,25 +59,25 @@ def test_programs_are_wanted_only_without_service_addresses(
     held = kernel.held[net.id[:12]]
     vip = ipaddress.ip_address("10.0.1.200")
 
-    def programs() -> set[str]:
-        return {item.way for item in held.values() if isinstance(item, Shortcut)}
+    def programs() -> bool:
+        return any(isinstance(item, Shortcut) for item in held.values())
 
-    assert programs() == {"in", "out"}
+    assert programs()
     engine.change_vips(net.id, (vip,), ())
-    assert programs() == set()
+    assert not programs()
     engine.change_vips(net.id, (), (vip,))
-    assert programs() == {"in", "out"}
+    assert programs()
     engine.set_vips(net.id, [vip])
-    assert programs() == set()
+    assert not programs()
     engine.put_network(make.network(1, mtu=1400))
-    assert programs() == set()
+    assert not programs()
     state = NetworkState(network=net, settings=settings, shortcuts=True)
     way = Route(target=ipaddress.ip_network("10.0.1.200/32"), kind="local")
     off = {way.key: way}
     on = {item.key: item for item in state.shortcut_objects(())}
     ops = plan(off, on)
-    assert [type(op) for op in ops] == [Drop, Drop, Put]
-    assert [type(op) for op in plan(on, off)] == [Drop, Put, Put]
+    assert [type(op) for op in ops] == [Drop, Put]
+    assert [type(op) for op in plan(on, off)] == [Drop, Put]
 
 
 def test_a_kernel_without_them_is_asked_for_none(
@@ -113,7 +103,7 @@ def test_programs_come_back_with_the_devices_they_went_with(
     assert plan(dict(held), held) == ()
     for name in [key[1] for key in held if key[0] == "link"]:
         kernel._drop_link(held, held["link", name])
-    assert {item.way for item in held.values() if isinstance(item, Shortcut)} == {"out"}
+    assert ("shortcut",) not in held
     assert engine.check_router(net.id).failures == ()
-    assert {item.way for item in held.values() if isinstance(item, Shortcut)} == {"in", "out"}
+    assert ("shortcut",) in held
     assert engine.check_router(net.id).drift == 0
