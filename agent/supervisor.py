@@ -255,21 +255,31 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process.fd, number)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STOP_TIMEOUT):
-                    await _ended(process.fd)
+            if await _ended(process.fd, STOP_TIMEOUT):
                 return
 
 
-async def _ended(fd: int) -> None:
-    """Wait until the process of a pidfd has ended."""
+async def _ended(fd: int, within: float | None = None) -> bool:
+    """Wait until the process of a pidfd has ended, ``within`` seconds at most; tell whether it has.
+
+    In a task that was cancelled, Python before 3.11.3 takes ``asyncio.timeout`` for one more cancellation
+    (gh-102780): a timer does here.
+    """
     loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-    loop.add_reader(fd, lambda: None if ended.done() else ended.set_result(None))
+    ended: asyncio.Future[bool] = loop.create_future()
+
+    def settle(has: bool) -> None:
+        if not ended.done():
+            ended.set_result(has)
+
+    loop.add_reader(fd, settle, True)
+    timer = None if within is None else loop.call_later(within, settle, False)
     try:
-        await ended
+        return await ended
     finally:
         loop.remove_reader(fd)
+        if timer is not None:
+            timer.cancel()
 
 
 def _is_over(fd: int) -> bool:
