@@ -79,6 +79,12 @@ DETACH_WAIT: Final = 5.0
 CONFIRM_AFTER: Final = 60.0
 """Seconds of gossip with others after which remembered entries that nobody repeated are dropped."""
 
+COMPANY: Final = 4
+"""Members noted for the next start."""
+
+COMPANY_LOOK: Final = 5.0
+"""Seconds between two looks at who is there to be noted."""
+
 CERTIFICATE_CHECK: Final = 30.0
 """Seconds between two looks at a manager's certificate files, which the manager process renews."""
 
@@ -132,6 +138,7 @@ class Member:
         self._settings = settings
         self.state = state
         self._first = first
+        self._met: tuple[tuple[str, int], ...] = ()
         self._load = load
         self._change_role = change_role
         self._discovery = discovery
@@ -373,7 +380,9 @@ class Member:
                 self.gossip = gossip
                 self.error = ""
                 coordinator.set_gossip(gossip)  # first, so that no old entry of ours looks stale
+                self._met = self._settings.run.members()
                 gossip.set_seeds(self._seeds())
+                group.create_task(self._keep_company(gossip))
                 group.create_task(self._confirm(gossip, coordinator))
                 await self._opened.wait()
                 self.serving.set()
@@ -381,6 +390,29 @@ class Member:
         finally:
             self.gossip = None
             coordinator.set_gossip(None)
+
+    async def _keep_company(self, gossip: Gossip) -> None:
+        """Note some members for the next start; among others, let go of those of the last one.
+
+        The only manager has nobody to call: restarted before others miss it, it would wait for one of
+        them to exchange everything with it, which may take a minute.
+        """
+        noted = self._met
+        while True:
+            await asyncio.sleep(COMPANY_LOOK)
+            others = sorted(
+                (member.host, member.port)
+                for member in gossip.members()
+                if member.state is State.ALIVE and member.name != gossip.node_name
+            )
+            if not others:
+                continue
+            if self._met:
+                self._met = ()
+                gossip.set_seeds(self._seeds())
+            if not set(noted) & set(others) or len(noted) < min(len(others), COMPANY):
+                noted = tuple(others[:COMPANY])
+                self._settings.run.save_members(noted)
 
     async def _confirm(self, gossip: Gossip, coordinator: Coordinator) -> None:
         """After a minute among others, let go of what nobody says any more."""
@@ -408,17 +440,17 @@ class Member:
         ]
 
     def _seeds(self) -> list[tuple[str, int]]:
-        """Every manager but this node, on the port all engines use; names are no addresses."""
+        """Every manager but this node, on the port all engines use; without any, who was met before."""
         seeds: list[tuple[str, int]] = []
         for peer in self.managers:
             try:
                 host, _ = split_target(peer.addr)
                 ipaddress.ip_address(host)
             except (SwarmError, ValueError):
-                continue
+                continue  # names are no addresses
             if peer.node_id != self.state.node_id:
                 seeds.append((host, GOSSIP_PORT))
-        return seeds
+        return seeds or list(self._met)
 
     # -- what managers say -----------------------------------------------------------------
 

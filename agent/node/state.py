@@ -7,6 +7,7 @@
 ``<state>/manager.json``            settings of the manager process (manager nodes)
 ``<run>/session.json``              session id, network keys, the manager's word on this node
 ``<run>/gossip``                    this node's name in the gossip
+``<run>/members.json``              some that it gossiped with lately
 ``<run>/attachments/<id>.json``     one endpoint, from before it is plugged until after it is unplugged
 ``<run>/networks/<id>``             the network as the manager described it
 ``<run>/memory/<id>``               what gossip said of the network (``agent.node.memory``)
@@ -23,11 +24,12 @@ import base64
 import binascii
 import contextlib
 import dataclasses
+import ipaddress
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -322,6 +324,19 @@ class RunDirectory:
             _write(path, name.encode("ascii"))
         return name
 
+    def members(self) -> tuple[tuple[str, int], ...]:
+        """Read the addresses of some members met before; a damaged file counts as none."""
+        try:
+            content = _read_json(self.path / "members.json") or []
+            return tuple(_member(host, port) for host, port in content)
+        except (SwarmError, TypeError, ValueError) as error:
+            log.warning("state.members.damaged", detail=str(error))
+            return ()
+
+    def save_members(self, members: Iterable[tuple[str, int]]) -> None:
+        """Write the addresses of some members. Raises HostError."""
+        _write_json(self.path / "members.json", [list(member) for member in members])
+
     def memory_path(self, network_id: str) -> Path:
         """Return where a network's remembered gossip entries are."""
         return self._memory / network_id
@@ -330,8 +345,14 @@ class RunDirectory:
         """Forget the membership; sockets and containers stay."""
         for directory in (self._attachments, self._networks, self._memory):
             _empty(directory)
-        for name in ("session.json", "gossip"):
+        for name in ("session.json", "gossip", "members.json"):
             (self.path / name).unlink(missing_ok=True)
+
+
+def _member(host: str, port: int) -> tuple[str, int]:
+    if not 0 < port < 1 << 16:
+        raise ValueError(f"{port} is no port")
+    return str(ipaddress.ip_address(host)), port
 
 
 def _each(directory: Path, read: Any) -> Iterator[Any]:

@@ -186,6 +186,24 @@ def test_seeds_come_from_the_live_session(five: Cluster) -> None:
         assert status(five, host)["Seeds"] == [f"{five.lab.state.require('m1').address}:7946"]
 
 
+def test_the_only_manager_is_among_others_at_once_after_a_restart(five: Cluster) -> None:
+    """It has no seeds, and nobody has missed it: it calls those that it noted, then lets go of them."""
+    noted = five.lab.state.run_dir("m1") / "members.json"
+    wait_until(noted.exists, seconds=20, what=lambda: "m1 notes nobody")
+
+    def alive() -> int:
+        return sum(member["State"] == "alive" for member in status(five, "m1")["Members"])
+
+    five.lab.kill("m1")
+    five.lab.start("m1")
+    wait_until(lambda: alive() == len(HOSTS), seconds=8, what=lambda: f"m1 knows of {alive()}")
+    wait_until(
+        lambda: status(five, "m1")["Seeds"] == [],
+        seconds=15,
+        what=lambda: f"m1 goes on to call {status(five, 'm1')['Seeds']}",
+    )
+
+
 def test_gossip_status_shows_everything(five: Cluster) -> None:
     """Members, keys, tables, queues and convergence are there for people and for programs."""
     wait_until(

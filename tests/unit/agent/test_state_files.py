@@ -72,6 +72,37 @@ def test_session_state_is_private_and_survives(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "session.json").stat().st_mode) == 0o600
 
 
+def test_members_are_noted(tmp_path: Path) -> None:
+    """Until the membership ends."""
+    run = RunDirectory(tmp_path)
+    run.prepare()
+    assert run.members() == ()
+    members = (("192.0.2.1", 7946), ("2001:db8::1", 7946))
+    run.save_members(members)
+    assert run.members() == members
+    run.wipe()
+    assert run.members() == ()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "1",
+        '{"a": 1}',
+        "[1]",
+        '[["x", 7946]]',
+        '[["192.0.2.1", 0]]',
+        '[["192.0.2.1", "p"]]',
+    ],
+)
+def test_damaged_notes_of_members_count_as_none(tmp_path: Path, content: str) -> None:
+    """Others call this node in time."""
+    (tmp_path / "members.json").write_text(content)
+    assert RunDirectory(tmp_path).members() == ()
+
+
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"session_id": "s", "keys": ["!"], "node": null}']
 )
