@@ -13,6 +13,8 @@ import subprocess
 import pytest
 from support.mixed import Mixed
 
+from swarm.lab.processes import wait_until
+
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
 
@@ -224,7 +226,14 @@ def test_prune_leaves_what_is_used(mixed: Mixed, guests: Mixed, network: str) ->
     mixed.idle("d1", "keeper", network)
     boss.docker("network", "create", "-d", "overlay", "prunable")
     cluster.swarm("m1", "network", "create", "prunable")
-    theirs = boss.docker("network", "prune", "--force", "--filter", "until=0s")
+    theirs = ""
+
+    def pruned() -> bool:
+        nonlocal theirs
+        theirs = boss.docker("network", "prune", "--force", "--filter", "until=0s")
+        return bool(theirs)  # an engine counts in whole seconds
+
+    wait_until(pruned, seconds=5, what=lambda: "the engine prunes nothing")
     ours = cluster.swarm("m1", "network", "prune", "--force", "--filter", "until=0s")
     assert ours == theirs == "Deleted Networks:\nprunable\n\n"
     assert network in cluster.swarm("m1", "network", "ls", "--format", "{{.Name}}").split()
