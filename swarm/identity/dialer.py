@@ -29,7 +29,14 @@ import structlog
 from swarm.errors import ExhaustedError, PreconditionError, UnavailableError
 from swarm.identity.certs import MANAGER_NAME, ROOT_NAME, Credentials
 from swarm.identity.secure import SecureEnd
-from swarm.identity.sockets import accept, listen_unix, private_directory, split_target, tune
+from swarm.identity.sockets import (
+    accept,
+    begin,
+    listen_unix,
+    private_directory,
+    split_target,
+    tune,
+)
 from swarm.identity.splice import End, splice
 from swarm.identity.tls import (
     TlsFault,
@@ -246,7 +253,9 @@ class TlsDialer:
             sock.close()
             return
         box = [sock]
-        task = group.create_task(self._serve(box, route))
+        task = begin(group, self._serve(box, route), sock)
+        if task is None:
+            return
         route.tasks.add(task)
         task.add_done_callback(functools.partial(_finished, route, box))
 

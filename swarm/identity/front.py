@@ -33,6 +33,7 @@ from swarm.identity.certs import CertificateError, Credentials, Identity, Peer, 
 from swarm.identity.secure import SecureEnd
 from swarm.identity.sockets import (
     accept,
+    begin,
     connect_unix,
     join_address,
     listen_tcp,
@@ -227,7 +228,9 @@ class TlsFront:
             oldest.cancel()
             self._refused(Refusal.EVICTED, where)
         box = [sock]
-        task = group.create_task(self._serve(box, where))
+        task = begin(group, self._serve(box, where), sock)
+        if task is None:
+            return
         self._handshakes[task] = None
         task.add_done_callback(functools.partial(self._finished, box))
 

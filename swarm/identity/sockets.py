@@ -7,7 +7,7 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -168,6 +168,21 @@ async def accept(
             timer.cancel()
         loop.remove_reader(listener.fileno())
     raise AssertionError  # pragma: no cover  # nobody resolves that future
+
+
+def begin(
+    group: asyncio.TaskGroup, work: Coroutine[Any, Any, None], sock: socket.socket
+) -> asyncio.Task[None] | None:
+    """Begin to serve a connection; None, with the connection closed, when the group is about to end.
+
+    A listener may be ready in the very turn in which its group is cancelled.
+    """
+    try:
+        return group.create_task(work)
+    except RuntimeError:
+        work.close()
+        sock.close()
+        return None
 
 
 def tune(sock: socket.socket) -> None:

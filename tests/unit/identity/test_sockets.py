@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from swarm.errors import HostError, InvalidArgumentError
 from swarm.identity.sockets import (
     accept,
+    begin,
     connect_unix,
     join_address,
     listen_tcp,
@@ -209,3 +210,32 @@ async def test_accept_pauses_when_descriptors_run_out(
         await asyncio.wait({task})
     assert [error.errno for error in troubles] == [errno.EMFILE] * 2
     taken[0].close()
+
+
+async def test_a_connection_that_comes_as_its_group_ends_is_closed() -> None:
+    """The group takes no more tasks: neither the socket nor the work for it is left behind."""
+    here, there = socket.socketpair()
+    served = []
+
+    async def serve() -> None:
+        served.append(1)
+
+    async def end(group: asyncio.TaskGroup) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            assert begin(group, serve(), here) is None
+
+    async def own() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(end(group))
+
+    owner = asyncio.create_task(own())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    owner.cancel()
+    await asyncio.wait({owner})
+    assert owner.cancelled()
+    assert here.fileno() == -1
+    assert served == []
+    there.close()
