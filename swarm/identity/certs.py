@@ -39,6 +39,16 @@ MANAGER_NAME: Final = "swarm-manager"
 """The server name managers answer to; equal to the manager role."""
 
 ROOT_VALIDITY: Final = timedelta(seconds=630_720_000)
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What parsing of a certificate or of a request for one raises."""
+
 MIN_ROOT_VALIDITY: Final = timedelta(days=365)
 """What a root that a person brings must still be good for, as in Docker."""
 
@@ -394,7 +404,7 @@ def request_key_untrusted(csr_pem: bytes) -> _PublicKey:
         request = x509.load_pem_x509_csr(csr_pem)
         key = request.public_key()
         algorithm = request.signature_algorithm_oid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise CsrError("the certificate request cannot be parsed") from error
     # The key is judged before its signature: a huge RSA key would make the check itself the attack.
     if (weakness := _weakness(key)) is not None:
@@ -422,9 +432,16 @@ def certificates_untrusted(pem: bytes) -> list[x509.Certificate]:
     if not 1 <= pem.count(_CERTIFICATE_MARK) <= MAX_CHAIN:
         raise CertificateError(Fault.MALFORMED, f"there are not 1 to {MAX_CHAIN} certificates")
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        found = x509.load_pem_x509_certificates(pem)
+        for each in found:
+            _ = (
+                each.extensions,
+                each.subject,
+                each.issuer,
+            )  # read when asked for, and may be damaged, too
+    except _UNREADABLE as error:
         raise CertificateError(Fault.MALFORMED, "a certificate cannot be parsed") from error
+    return found
 
 
 def roots_untrusted(pem: bytes, now: datetime) -> list[x509.Certificate]:

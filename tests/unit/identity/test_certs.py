@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import random
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -26,6 +29,7 @@ from swarm.identity.certs import (
     certificates_untrusted,
     effective_validity,
     identity_of,
+    issuer_of,
     new_key_and_csr,
     new_root,
     renewal_time,
@@ -255,6 +259,37 @@ def test_a_damaged_request_is_refused_or_still_signed(at: int, byte: int) -> Non
         request_key_untrusted(bytes(damaged))
     except CsrError:
         return
+
+
+def changed(pem: bytes) -> Iterator[bytes]:
+    """Each byte of what a PEM text holds, changed in some ways."""
+    mark, *body, end = pem.decode().strip().splitlines()
+    der = base64.b64decode("".join(body))
+    for at, byte in enumerate(der):
+        for other in {0, 1, 5, 0x7F, 0xFF, byte ^ 1, byte ^ 0x80} - {byte}:
+            damaged = der[:at] + bytes((other,)) + der[at + 1 :]
+            yield f"{mark}\n{base64.b64encode(damaged).decode()}\n{end}\n".encode()
+
+
+def test_every_changed_byte_of_a_request_is_borne() -> None:
+    """It parses and verifies, or raises CsrError: an unknown version, too."""
+    borne = 0
+    for damaged in changed(_SAMPLE_CSR):
+        with contextlib.suppress(CsrError):
+            request_key_untrusted(damaged)
+        borne += 1
+    assert borne > 1000
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_every_changed_byte_of_a_certificate_is_borne() -> None:
+    """It is refused as a link of a chain with CertificateError, or does no harm: doubled extensions, too."""
+    borne = 0
+    for damaged in changed(ROOT.cert_pem):
+        with contextlib.suppress(CertificateError):
+            issuer_of(damaged, ROOT.cert_pem, NOW)
+        borne += 1
+    assert borne > 1000
 
 
 @given(st.binary(max_size=300))
