@@ -412,7 +412,10 @@ class Member:
                 gossip.set_seeds(self._seeds())
             if not set(noted) & set(others) or len(noted) < min(len(others), COMPANY):
                 noted = tuple(others[:COMPANY])
-                self._settings.run.save_members(noted)
+                try:
+                    self._settings.run.save_members(noted)
+                except HostError as error:  # the next start is slower without it, no more
+                    log.warning("members.unnoted", detail=str(error))
 
     async def _confirm(self, gossip: Gossip, coordinator: Coordinator) -> None:
         """After a minute among others, let go of what nobody says any more."""
